@@ -293,7 +293,10 @@ CHANGES = {
     "an unknown axis": (
         lambda tree: step(tree, 3)["writes"]["logits"].update(axes=["rows"]), "axes must be one of"),
     "a negative axis": (lambda tree: step(tree, 3)["writes"]["logits"].update(axes=[-1]), "must be an integer"),
-    "65 axes": (lambda tree: step(tree, 3)["writes"]["logits"].update(axes=[1] * 65), "at most 64 are read"),
+    "33 axes": (lambda tree: step(tree, 3)["writes"]["logits"].update(axes=[1] * 33), "at most 32 are read"),
+    "sizes of no elements": (
+        lambda tree: step(tree, 3)["writes"]["logits"].update(axes=[0, 1 << 40, 1 << 40]), "no array can have"),
+    "a table of no elements": (lambda tree: table(tree, shape=[0, 1 << 53]), "no array can have"),
     "a kernel that is not listed": (lambda tree: step(tree).update(kernel="x"), "kernel 'x' is no kernel of steps"),
     "an exit head as a step": (lambda tree: step(tree).update(kernel="exit"), "kernel 'exit' is no kernel of steps"),
     "another exit kernel": (lambda tree: kernel(tree, "layer").update(template="pooled-linear"), "has the template"),

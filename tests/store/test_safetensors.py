@@ -160,6 +160,7 @@ BAD_FILES = {
     "product of 2^64": (by_hand({"a": tensor((2**32, 2**30), (0, 0))}), "cannot occupy 0 bytes"),
     "product that wraps to 8": (by_hand({"a": tensor((2**61 + 1, 2**4), (0, 8))}, DATA), "shape must be "),
     "extent of 2^62": (by_hand({"a": tensor((0, 2**62), (0, 0))}), "shape must be "),
+    "sizes of no elements": (by_hand({"a": tensor((0, 2**50, 2**50), (0, 0))}), "no array can have"),
     "shape against bytes": (by_hand({"a": tensor((3,))}, DATA), "[3] cannot occupy 8 bytes"),
     "rank 65": (by_hand({"a": tensor((1,) * 65, (0, 4))}, b"1234"), "shape has 65 elements"),
     "F32 that is F16": (by_hand({"a": tensor((4,))}, DATA), "F32 [4] cannot occupy 8 bytes"),

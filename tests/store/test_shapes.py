@@ -8,7 +8,7 @@ import offramp
 from offramp.errors import DamagedError
 from offramp.program import consistency
 from offramp.program import program as p
-from offramp.program.checks import WrongError
+from offramp.program.checks import WrongError, require_shape
 from offramp.program.consistency import check_program
 from offramp.program.program import BATCH, Value
 from offramp.store.manifest import dumps
@@ -182,3 +182,11 @@ def test_steps_that_share_weights_have_an_end(path, monkeypatch):
     check_program(with_layers(program, 10))
     with pytest.raises(WrongError, match="have 36 steps, at most 33 are run"):
         check_program(with_layers(program, 11))
+
+
+def test_a_shape_of_no_elements_has_sizes_that_an_array_can_have():
+    for shape in ((), (0,), (0, 1 << 40), (1 << 50,)):
+        require_shape(shape, "it")
+    for shape in ((0, 1 << 51), (1 << 40, 0, 1 << 40)):
+        with pytest.raises(WrongError, match="no array can have"):
+            require_shape(shape, "it")

@@ -22,8 +22,10 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache, partial
 from typing import Any, Callable, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
-MAX_RANK = 64
-"""Largest number of dimensions of a tensor or axes of a value."""
+MAX_RANK = 32
+"""Largest number of dimensions of a tensor or axes of a value: those of NumPy before 2."""
+_MOST_ELEMENTS = 1 << 50
+"""Largest product of the sizes of a shape, those of 0 left out: libraries refuse larger ones in several ways."""
 NAMED: Mapping[str, Any] = {"pattern": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")}
 """Metadata of names of kernels, stages and shards: safe as parts of file names and in messages."""
 POSITIVE: Mapping[str, Any] = {"low": 1}
@@ -136,6 +138,12 @@ def int_of(value: Any, where: str, low: int = 0, high: int = 1 << 53) -> int:
     if type(value) is not int or not low <= value <= high:
         raise WrongError(f"{where} must be an integer from {low} to {high}, not {_short(value)}")
     return value
+
+
+def require_shape(sizes: Iterable[int], where: str) -> None:
+    """Raise WrongError for a shape that no array can have, although a size of 0 lets it have no elements."""
+    if math.prod(size for size in sizes if size) > _MOST_ELEMENTS:
+        raise WrongError(f"{where} has sizes that no array can have")
 
 
 def str_of(value: Any, where: str, pattern: Optional[re.Pattern] = None, choices: Sequence[str] = ()) -> str:

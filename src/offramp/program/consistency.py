@@ -5,10 +5,10 @@ Whether the tensors are those that the kernels take is checked by `offramp.store
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Dict, Tuple
 
 from offramp.program import program as p
-from offramp.program.checks import WrongError, int_of, require_distinct, str_of
+from offramp.program.checks import WrongError, int_of, require_distinct, require_shape, str_of
 from offramp.program.dtypes import OF_ARRAYS, OF_VALUES
 from offramp.program.encoder import TEMPLATES, wrong_attributes
 from offramp.program.program import Output, Program, Value
@@ -60,6 +60,7 @@ def _check_inputs(program: Program) -> None:
         if each.largest and len(each.largest) != len(each.axes):
             where = f"program.inputs.{name}.largest"
             raise WrongError(f"{where} has {len(each.largest)} sizes for {len(each.axes)} axes")
+        _require_shape(each.axes, f"program.inputs.{name}")
         if program.stages:
             str_of(each.dtype, f"program.inputs.{name}.dtype", choices=OF_ARRAYS)
     texts = program.texts
@@ -99,8 +100,13 @@ def _check_look_ups(program: Program) -> Dict[str, Value]:
         axes = lookup.value.axes
         if lookup.value.dtype != "float32" or axes[:-1] not in ((p.BATCH_TOKENS,), ids.axes):
             raise WrongError(f"program.lookups: {name!r} is {lookup.value}, not rows for the ids {ids}")
+        _require_shape(axes, f"program.lookups.{name}")
         known[name] = lookup.value
     return known
+
+
+def _require_shape(axes: Tuple[p.Axis, ...], where: str) -> None:
+    require_shape((size for size in axes if isinstance(size, int)), where)
 
 
 def _check_kernels(program: Program) -> None:
@@ -143,4 +149,5 @@ def _check_step(step: p.Step, program: Program, known: Dict[str, Value], where: 
         if name in known:
             raise WrongError(f"{where} writes {name!r}, which is another value already")
         str_of(value.dtype, f"{where}.writes.{name}.dtype", choices=OF_VALUES)
+        _require_shape(value.axes, f"{where}.writes.{name}")
         known[name] = value

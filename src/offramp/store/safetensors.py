@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
 
 from offramp.errors import DamagedError
-from offramp.program.checks import MAX_RANK, WrongError, read, strict_json
+from offramp.program.checks import MAX_RANK, WrongError, read, require_shape, strict_json
 from offramp.program.dtypes import DTYPES, PACKED
 
 MAX_HEADER_BYTES = 16 << 20
@@ -95,8 +95,11 @@ def header_bytes(tensors: Iterable[Tuple[str, str, Tuple[int, ...], int]]) -> by
 
 
 def num_bytes(dtype: str, shape: Tuple[int, ...]) -> int:
-    """Size of a tensor's data."""
-    return DTYPES[dtype].item_bytes * math.prod(shape)
+    """Return the size of a tensor's data. Raises WrongError for a shape that no array can have."""
+    size = DTYPES[dtype].item_bytes * math.prod(shape)
+    if not size:
+        require_shape(shape, f"a tensor {[*shape]}")
+    return size
 
 
 def _refuse_packed(tree: Mapping[str, Any], where: object) -> None:
