@@ -5,12 +5,13 @@ import errno
 import hashlib
 import json
 import math
+import os
 import resource
 
 import numpy as np
 import pytest
 
-from offramp.errors import DamagedError, DiskFullError, RefusedError, UsageError
+from offramp.errors import DamagedError, DiskFullError, OfframpError, RefusedError, UsageError
 from offramp.experiments import results
 from offramp.experiments.results import ABOUT, RECORDS, Results, TooLargeError, completed, line_of, read_results
 from offramp.store import files
@@ -185,7 +186,17 @@ def test_a_file_without_ends_of_lines_is_not_read_whole(tmp_path):
     "part",
     [
         {"reason": {"what": 7}}, {"git": {"commit": 7, "changed_files": 0}}, {"seconds": "7"}, {"ended": 7},
-        {"environment": []}, {"experiment": []}, {"run": 1}, {"figures": 3},
+        {"environment": []}, {"experiment": []}, {"run": 1}, {"figures": 3}, {"seconds": None}, {"ended": None},
+        {"seconds": 1e300}, {"reason": {"what": "x", "where": []}}, {"inputs": {"source": []}},
+        {"inputs": {"data": {}}},
+        {"environment": {"caches": "x"}}, {"environment": {"caches": {"a": []}}}, {"environment": {"load_1min": "x"}},
+        {"environment": {"total_memory_bytes": "x"}}, {"run": {"budget_bytes": []}}, {"samples": {"latencies": ["x"]}},
+        {"samples": {"latencies": [1e-320]}}, {"samples": {"latencies": [1e300]}}, {"samples": {"memory": [[1, 2]]}},
+        {"samples": {"spans": [["a", 1 << 40, "compute", 0.0, 1.0, 0, "loop", 0]]}},
+        {"samples": {"spans": [["a", -1, "compute", 0.0, 1.0, 0, "loop", 0]]}}, {"samples": {"spans": [[7]]}},
+        {"samples": {"truth": [0, 1], "answers": [0], "metrics": ["accuracy"]}},
+        {"samples": {"truth": [0], "answers": [[1]], "metrics": ["accuracy"]}},
+        {"samples": {"truth": [0], "answers": [1], "metrics": ["x"]}}, {"samples": {"labels": [[]]}},
     ],
 )  # fmt: skip
 def test_a_record_of_other_types_is_refused(part):
@@ -261,3 +272,21 @@ def test_the_values_of_all_packed_lists_are_counted(monkeypatch, kind, size):
     for lengths in ((101,), (100, 100, 100), (50, 25, 26), (99, 1, 1)):
         with pytest.raises(ValueError, match="more packed samples than are kept"):
             results._unpacked(record(*lengths))
+
+
+def test_figures_that_nothing_can_have_count_as_missing():
+    given = {"a": 10**400, "b": 1e300, "c": 1e-320, "d": "x", "e": True, "f": 0, "g": -3.5, "h": 1e15}
+    found = completed({"key": "k", "round": 1, "figures": given}, "folder")["figures"]
+    assert found == {**given, **dict.fromkeys("abcd")}
+
+
+@pytest.mark.parametrize("make", [lambda path, own: path.symlink_to(own), lambda path, own: os.mkfifo(path),
+                                  lambda path, own: path.mkdir(), lambda path, own: os.link(own, path)])  # fmt: skip
+def test_a_sweep_changes_no_other_file_by_the_name_of_the_records(folder, tmp_path, make):
+    own = tmp_path / "own.txt"
+    own.write_text("mine\n")
+    (folder / RECORDS).unlink()
+    make(folder / RECORDS, own)
+    with pytest.raises(OfframpError, match=r"is a link, a pipe|no file of records"):
+        Results(folder, print)
+    assert own.read_text() == "mine\n"

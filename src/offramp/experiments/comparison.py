@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import UsageError
+from offramp.errors import RefusedError, UsageError, said
 from offramp.experiments.results import Record
 from offramp.experiments.specification import NOT_IDENTIFYING, specification_of, spelt
 from offramp.measure import median
@@ -193,7 +193,7 @@ def paired(figure: Figure, first: Sequence[Record], second: Sequence[Record]) ->
     units = [[record["samples"].get(figure.samples) for record in side] for side in (first, second)]
     same_data = first[0]["inputs"]["data"] == second[0]["inputs"]["data"]
     lengths = {len(unit) for side in units for unit in side if unit is not None}
-    if figure.samples is None or not same_data or len(lengths) != 1 or None in (*units[0], *units[1]):
+    if figure.samples is None or not same_data or len(lengths) != 1 or 0 in lengths or None in (*units[0], *units[1]):
         units = [[[record["figures"][figure.name]] for record in side] for side in (first, second)]
     base_RU, other_RU = (np.array(side, np.float64) for side in units)
     if (base_RU <= 0).any() or (other_RU <= 0).any():  # nothing was read: no ratio
@@ -231,8 +231,12 @@ def mean_score(records: Sequence[Record]) -> tuple[float, np.ndarray]:
 @lru_cache(maxsize=4096)
 def _scores(metrics: tuple[str, ...], truth: tuple[float, ...], answers: tuple[float, ...]) -> tuple[float, np.ndarray]:
     truth_N, answer_N = np.array(truth), np.array(answers)
-    draws_D = resampled_scores(metrics, truth_N, answer_N, NUM_SCORE_DRAWS)
-    return score(metrics, truth_N, answer_N)["score"], draws_D
+    try:
+        draws_D = resampled_scores(metrics, truth_N, answer_N, NUM_SCORE_DRAWS)
+        return score(metrics, truth_N, answer_N)["score"], draws_D
+    except (TypeError, ValueError) as error:  # such as F1 of texts
+        what = f"records whose answers have no {', '.join(metrics)} ({said(error)})"
+        raise RefusedError(what, None, "use the release that wrote it, or run the sweep again") from None
 
 
 Options = tuple[tuple[str, Any], ...]

@@ -16,6 +16,7 @@ from offramp.experiments.results import Record
 from offramp.experiments.searching import is_surpassed
 from offramp.experiments.subjects import Group, Subject, estimate, values_of
 from offramp.measure import MemorySample, Span, median
+from offramp.program.consistency import MAX_STEPS
 from offramp.reporting.layers import StageCost, add_passes, stage_names
 from offramp.reporting.pictures import (
     Axis,
@@ -162,7 +163,8 @@ def exits(group: Group) -> list[Picture]:
 def _exits_of(record: Record) -> list[int]:
     """Return the exit of each input; converted records may hold something else by this name."""
     found = record["samples"].get("exits")
-    return found if isinstance(found, list) and all(isinstance(each, int) and each > 0 for each in found) else []
+    is_sound = isinstance(found, list) and all(isinstance(each, int) and 0 < each <= MAX_STEPS for each in found)
+    return found if is_sound else []
 
 
 def _first_rounds(subject: Subject) -> list[Record]:
@@ -202,7 +204,7 @@ def _per_class(subject: Subject, full: Subject) -> dict[str, list[int]]:
     whole = {record["experiment"]["seed"]: record["samples"] for record in _first_rounds(full)}
     for record in _first_rounds(subject):
         mine, other = record["samples"], whole.get(record["experiment"]["seed"])
-        if other is None or "truth" not in mine or mine["truth"] != other.get("truth"):
+        if other is None or mine.get("truth") is None or mine["truth"] != other.get("truth"):
             continue
         if {"pearson", "spearman"} & set(mine["metrics"]):
             continue
@@ -219,7 +221,7 @@ def _class_name(samples: Record, truth: Any) -> str:
     if not isinstance(truth, int):
         return str(truth)
     labels = samples.get("labels") or ()
-    return str(labels[truth]) if truth < len(labels) else f"class {truth}"
+    return str(labels[truth]) if 0 <= truth < len(labels) else f"class {truth}"
 
 
 def classes(table: Table) -> Picture:
@@ -283,7 +285,8 @@ def _spans(record: Record) -> list[Span]:
 def _timeline(group: Group, subject: Subject, record: Record) -> Picture:
     samples = [MemorySample(*each) for each in record["samples"]["memory"]]
     limit, peak = record.get("run", {}).get("budget_bytes"), record["figures"].get("memory")
-    is_near = limit is not None and limit <= 4 * max(sample.rss_bytes for sample in samples)  # not what a machine has
+    # The limit of a run without a budget is what the machine has.
+    is_near = isinstance(limit, int) and limit <= 4 * max(sample.rss_bytes for sample in samples)
     run = Run(samples, _spans(record), limit if is_near else None, peak)
     return draw_timeline(f"{group.title}: memory over time, {group.name(subject)}", run)
 
@@ -306,9 +309,10 @@ def _stages(group: Group, subject: Subject, record: Record) -> list[Picture]:
 
 def bins_of(subject: Subject) -> tuple[int, ...]:
     """Return a histogram of the raw latencies of all rounds, without the slowest percent."""
-    samples = [value for record in subject.done for value in record["samples"].get("latencies", ())]
+    samples = [value for record in subject.done for value in record["samples"].get("latencies") or ()]
     if len(samples) < 10:
         return ()
-    top = np.percentile(samples, 99)
-    counts, _ = np.histogram(samples, bins=24, range=(min(samples), top if top > min(samples) else min(samples) + 1))
+    least, top = min(samples), np.percentile(samples, 99)
+    is_wide = top - least > 1e-9 * abs(least)  # NumPy refuses bins that a float does not tell apart
+    counts, _ = np.histogram(samples, bins=24, range=(least, top if is_wide else least + max(1.0, abs(least))))
     return tuple(counts.tolist())

@@ -16,14 +16,23 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from offramp.errors import DamagedError, RefusedError, UsageError, require_folder
 from offramp.experiments.children import Log
-from offramp.program.checks import WrongError, parse, read, read_used, strict_json
-from offramp.store.files import fsync, lock_folder, read_plain, translate_disk_full, write_all, write_atomic
+from offramp.experiments.record_parts import LEAST_NUMBER, MOST_NUMBER, require_parts
+from offramp.program.checks import WrongError, parse, parsed_bytes, read, strict_json
+from offramp.store.files import (
+    fsync,
+    lock_folder,
+    open_plain,
+    open_written,
+    read_plain,
+    translate_disk_full,
+    write_all,
+    write_atomic,
+)
 
 FORMAT = 1
 RECORDS, ABOUT, MADE = "records.jsonl", "results.json", "made"
@@ -31,6 +40,8 @@ _BEFORE, _BETWEEN = b'{"sha256": "', b'", "record": '
 _START = len(_BEFORE) + 64 + len(_BETWEEN)
 MAX_RECORD_BYTES, MAX_RECORD_VALUES = 16 << 20, 1_000_000
 """Longest record that is read or added, and most values of one, besides those of packed samples."""
+MAX_PARSED_BYTES = 120 << 20
+"""Most memory that parsing of a record may take, as `checks.parsed_bytes` bounds it: three times what records take."""
 MAX_ROWS, MAX_PACKED_VALUES = 500_000, 4_000_000
 """Most rows of data that are measured at once, so that their record can be kept, and most values of packed samples."""
 PACKED_FROM = 20_000
@@ -41,34 +52,6 @@ _PACKED = {"u1": "B", "i8": "q", "f8": "d"}
 _MAX_ABOUT_BYTES = 1 << 20
 _REMEDY = "restore the file, or name another folder"
 Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Reason:
-    """Why an experiment failed."""
-
-    what: str
-
-
-@dataclass(frozen=True)
-class _Git:
-    """State of the repository of a sweep."""
-
-    commit: str
-    changed_files: int
-
-
-@dataclass(frozen=True)
-class _Used:
-    """Keys of a record whose types reports and comparisons rely on; other keys are free."""
-
-    experiment: dict[str, Any] | None = None
-    reason: dict[str, Any] | None = None
-    git: dict[str, Any] | None = None
-    environment: dict[str, Any] | None = None
-    run: dict[str, Any] | None = None
-    seconds: float | None = None
-    ended: str | None = None
 
 
 _EMPTY = {"figures": {}, "samples": {}, "inputs": {}, "round": 1, "key": ""}
@@ -94,13 +77,14 @@ class Results:
             if not (folder / ABOUT).exists():
                 _require_empty(folder)
                 write_atomic(folder / ABOUT, [json.dumps({"format": FORMAT}).encode() + b"\n"])
-            self._fd = os.open(folder / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._fd = open_written(folder / RECORDS, os.O_APPEND)
         except BaseException:
             self._release()
             raise
         try:
             self.records, good_bytes, torn = _parse(folder / RECORDS)
             if torn:
+                _require_cut(self._fd, good_bytes, folder / RECORDS)
                 os.ftruncate(self._fd, good_bytes)
                 log(f"{folder / RECORDS}: {torn} bytes of a line that was not finished are cut off")
         except BaseException:
@@ -176,7 +160,7 @@ def read_records(folder: Path, log: Log) -> list[dict[str, Any]]:
 def _parse(path: Path) -> tuple[list[Any], int, int]:
     """Return the records, the bytes up to the end of the last good line, and the bytes behind it."""
     records, good_bytes, position, bad = [], 0, 0, None
-    with path.open("rb") as file:
+    with os.fdopen(open_plain(path), "rb") as file:
         for number, line in enumerate(_lines(file, path), 1):
             position += len(line)
             if not _is_whole(line):
@@ -187,12 +171,20 @@ def _parse(path: Path) -> tuple[list[Any], int, int]:
                 raise DamagedError(what, f"{path}, line {bad}", "restore the file, or name another --out")
             try:
                 _require_small(line)
-                record = _unpacked(read(dict[str, Any], strict_json(line[_START:-2]), "it"))
+                tree = strict_json(line[_START:-2], most_bytes=MAX_PARSED_BYTES)
+                record = _unpacked(read(dict[str, Any], tree, "it"))
             except ValueError as error:
                 raise DamagedError(f"no record ({error})", f"{path}, line {number}", _REMEDY) from None
             records.append(record)
             good_bytes = position
     return records, good_bytes, position - good_bytes
+
+
+def _require_cut(fd: int, good_bytes: int, path: Path) -> None:
+    """Raise DamagedError for a file without records that does not begin as one: it may be any file."""
+    beginning = os.pread(fd, len(_BEFORE), 0)
+    if not good_bytes and not _BEFORE.startswith(beginning) and beginning.strip(b"\0"):
+        raise DamagedError("no file of records", path, _REMEDY)
 
 
 def _packed(record: Record) -> Record:
@@ -264,50 +256,29 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _require_small(line: bytes) -> None:
-    """Raise ValueError for a record that takes too much memory. A list or an object counts as three values."""
-    num_values = line.count(b",") + 3 * (line.count(b"[") + line.count(b"{"))
-    if len(line) > MAX_RECORD_BYTES or num_values > MAX_RECORD_VALUES:
+    """Raise ValueError for a record that takes too much memory. A list, an object or a name counts as three values."""
+    num_values = line.count(b",") + 3 * sum(map(line.count, (b"[", b"{", b":")))
+    if len(line) > MAX_RECORD_BYTES or num_values > MAX_RECORD_VALUES or parsed_bytes(line) > MAX_PARSED_BYTES:
         raise ValueError(f"{len(line)} bytes with some {num_values} values, more than are kept of a record")
 
 
 def completed(record: Record, folder: str) -> Record:
-    """Return a record with all parts that a report needs. Figures that are no finite number count as missing."""
+    """Return a record with all parts that a report needs. Figures that nothing can have count as missing."""
     found = {**_EMPTY, **record}
-    kinds = {"figures": Mapping, "samples": Mapping, "inputs": Mapping, "round": int, "key": str}
-    is_sound = all(isinstance(found[name], kind) for name, kind in kinds.items())
-    if not _is_readable(record) or not is_sound or not _are_sound(found["samples"]):
-        what = f"record {record.get('id')} has parts that no sweep writes"
-        raise RefusedError(what, folder, "use the release that wrote it, or run the sweep again")
-    found["figures"] = {name: value if is_number(value) else None for name, value in found["figures"].items()}
+    try:
+        require_parts(found)
+    except WrongError as error:
+        name = record["id"] if isinstance(record.get("id"), str) else "without an id"
+        what = f"record {name} has parts that no sweep writes ({error})"
+        raise RefusedError(what, folder, "use the release that wrote it, or run the sweep again") from None
+    found["experiment"] = {"seed": None, **(found.get("experiment") or {})}
+    found["figures"] = {name: value if _is_figure(value) else None for name, value in found["figures"].items()}
     return {**found, "inputs": {"data": None, **found["inputs"]}}
 
 
-def _is_readable(record: Record) -> bool:
-    """Return whether the keys that reports rely on have the types that sweeps write."""
-    try:
-        used = read_used(_Used, dict(record))
-        for part, kind in ((used.reason, _Reason), (used.git, _Git)):
-            if part is not None:
-                read_used(kind, part)
-    except WrongError:
-        return False
-    return True
-
-
-def _are_sound(samples: Mapping[str, Any]) -> bool:
-    """Return whether there is an answer for each truth, and latencies are numbers."""
-    truth, answers, latencies = (samples.get(name) for name in ("truth", "answers", "latencies"))
-    if truth is not None:
-        if not (isinstance(truth, list) and isinstance(answers, list) and len(truth) == len(answers) > 0):
-            return False
-        if not isinstance(samples.get("metrics"), list):
-            return False
-    return latencies is None or (isinstance(latencies, list) and all(map(is_number, latencies)))
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number; whole numbers may be larger than any float."""
-    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+def _is_figure(value: Any) -> bool:
+    """Return whether a value is a number of a size that can be compared and drawn."""
+    return isinstance(value, (int, float)) and (value == 0 or LEAST_NUMBER <= abs(value) <= MOST_NUMBER)
 
 
 def _finite(tree: Any) -> Any:

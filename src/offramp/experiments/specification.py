@@ -31,6 +31,8 @@ _GROUPS: dict[str, type] = {"data": DataSpec, "engine": EngineConfig, "training"
 """Field of an experiment -> the class that names its options."""
 _LEFT_TO_OTHERS = {"training": ("max_length", "seed"), "engine": ("own_process", "longest")}
 """Group -> options that are not set by name: another option of the experiment, or the runner, determines them."""
+MAX_SPECIFICATION_BYTES = 256 << 10
+"""Longest specification of a record that is read, as JSON; the names of 10,000 labels take half of that."""
 NOT_IDENTIFYING = ("rounds", "timeout")
 """Fields that may change without an experiment becoming another one: its records stay valid."""
 SPLITS = ("train", "tune", "certify", "dev", "dev_matched", "dev_mismatched")
@@ -86,7 +88,7 @@ class Experiment:
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, _group(kind, value))
-            elif value is not None and not isinstance(value, kind):
+            elif not isinstance(value, kind) and (value is not None or name == "engine"):
                 raise ValueError(f"{name} must be the options of {kind.__name__}, not {value!r}")
         try:
             json.dumps(self.to_json(), allow_nan=False)
@@ -127,11 +129,30 @@ def identifying(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def specification_of(record: Mapping[str, Any], folder: object) -> Experiment:
     """Return the experiment of a record. Raises RefusedError if this release cannot read it."""
+    specification_text(record, folder)
     try:
         return Experiment.from_json(record["experiment"])
-    except (KeyError, ValueError) as error:
-        what = f"a record has a specification that cannot be read ({error})"
-        raise RefusedError(what, str(folder), "use the release that wrote it, or run the sweep again") from None
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _unreadable(str(error), folder) from None
+
+
+def specification_text(record: Mapping[str, Any], folder: object) -> str:
+    """Return the specification of a record as JSON, equal for equal ones.
+
+    Raises RefusedError for one that is nested deeply, or takes long to read, compare and show: each record has one.
+    """
+    try:
+        text = json.dumps(record.get("experiment"), sort_keys=True)
+    except RecursionError:
+        raise _unreadable("nested too deeply", folder) from None
+    if not isinstance(record.get("experiment"), Mapping) or len(text) > MAX_SPECIFICATION_BYTES:
+        raise _unreadable(f"no object of at most {MAX_SPECIFICATION_BYTES} bytes", folder)
+    return text
+
+
+def _unreadable(what: str, folder: object) -> RefusedError:
+    remedy = "use the release that wrote it, or run the sweep again"
+    return RefusedError(f"a record has a specification that cannot be read ({what})", str(folder), remedy)
 
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -231,6 +252,9 @@ def _group(kind: Any, tree: Mapping[str, Any]) -> Any:
     unknown = sorted(set(tree) - {each.name for each in fields(kind)})
     if unknown:
         raise WrongError(f"unknown option of training {', '.join(unknown)}")
+    for name, value in tree.items():
+        if not isinstance(value, (str, int, float, type(None))) and not callable(value):
+            raise WrongError(f"training: {name} must be a number or a word")
     return kind(**tree)
 
 

@@ -28,6 +28,7 @@ from offramp.experiments.specification import (
     Experiment,
     option_names,
     specification_of,
+    specification_text,
 )
 from offramp.measure import median
 from offramp.measure.statistics import Comparison, holm, judged, median_interval
@@ -233,11 +234,11 @@ def groups_of(folders: Mapping[str, Iterable[Record]], baseline: Sequence[str] =
     known: dict[str, Experiment] = {}
     found: dict[tuple[Experiment, str, bool], Subject] = {}
     for folder, records in folders.items():
-        for record in records:
-            text = json.dumps(record.get("experiment"), sort_keys=True)
+        for given in records:
+            record, text = completed(given, folder), specification_text(given, folder)
             each = known.get(text) or known.setdefault(text, _without_seed(specification_of(record, folder)))
             has_seed = record["experiment"]["seed"] is not None
-            found.setdefault((each, folder, has_seed), Subject(each, folder)).records.append(completed(record, folder))
+            found.setdefault((each, folder, has_seed), Subject(each, folder)).records.append(record)
     for (each, folder, has_seed), subject in found.items():
         if has_seed and (each, folder, False) in found:
             subject.flat["seed"] = ",".join(map(str, sorted({x["experiment"]["seed"] for x in subject.records})))
@@ -292,7 +293,13 @@ def _natural(value: Any) -> tuple[Any, ...]:
     if isinstance(value, (int, float)):
         return (0, value, ())
     parts = re.split(r"(\d+)", "" if value is None else str(value))
-    return (1, 0, tuple(part if index % 2 == 0 else int(part) for index, part in enumerate(parts)))
+    return (1, 0, tuple(part if index % 2 == 0 else _digits(part) for index, part in enumerate(parts)))
+
+
+def _digits(text: str) -> tuple[int, str]:
+    """Return the key by which digits are sorted as a number, of any length."""
+    shown = text.lstrip("0")
+    return len(shown), shown
 
 
 def estimate(figure: Figure, subject: Subject) -> Comparison:

@@ -321,6 +321,24 @@ def make_folder(folder: Path) -> None:
         raise _not_plain(folder)
 
 
+def open_written(path: Path, flags: int = 0) -> int:
+    """Open a file for reading and writing, and create it if there is none. Return the descriptor.
+
+    Raises UsageError for a link, which could lead to any file, a pipe, a device and a folder.
+    """
+    flags |= os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        fd = os.open(str(path), flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+    raise UsageError("is a link, a pipe, a device or a folder", path, "remove it, or name another file")
+
+
 class NewFile:
     """Context manager of a file that replaces `path` when `finish` is called, and that otherwise leaves nothing.
 
@@ -337,10 +355,8 @@ class NewFile:
 
     def __enter__(self) -> NewFile:
         with contextlib.ExitStack() as on_failure:
-            fd = self._open()
+            fd = open_written(self.temporary)
             on_failure.callback(os.close, fd)
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise self._not_a_file()
             # locked by its writer, who may have renamed it in the meantime
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 flock(fd, fcntl.LOCK_EX)
@@ -351,18 +367,6 @@ class NewFile:
                     return self
         what = "another process is writing this file"
         raise UsageError(what, self.path, "wait until it has finished, or name another file")
-
-    def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            return os.open(str(self.temporary), flags, 0o666)
-        except OSError as error:
-            if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
-                raise self._not_a_file() from None
-            raise
-
-    def _not_a_file(self) -> UsageError:
-        return UsageError("is a link, a pipe, a device or a folder", self.temporary, "remove it, or name another file")
 
     def __exit__(self, *_: object) -> None:
         if not self._is_finished:
