@@ -18,14 +18,15 @@ _SIZE_UNITS = {**_DECIMAL, **_BINARY}
 _TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _NEARLY_ONE = 0.9995
 """Smallest number of units that is formatted in them: it is rounded to 1.00."""
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_QUANTITY = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
+"""A number and its unit. Numbers of more digits would leave the range of floats, where they are compared and shown."""
 
 
 def parse_size(size: Union[int, str]) -> int:
     """Return a size in bytes. Raises ValueError for anything that is not a positive size, and a text without a unit."""
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise ValueError(f"a size must be an integer or a text like '128MiB', got {size!r}")
-    match = _QUANTITY.fullmatch(f"{size}B" if isinstance(size, int) else size)
+    match = _QUANTITY.fullmatch(f"{size}B" if isinstance(size, int) else size.strip())
     if match and not match.group(2) and float(match.group(1)) > 0:
         meant = "B" if float(match.group(1)) >= 1 << 20 else "MiB"
         raise ValueError(f"a size must have a unit, got {size!r}: {match.group(1)}{meant}?")
@@ -94,7 +95,7 @@ def parse_duration(duration: Union[int, float, str]) -> float:
     """
     if isinstance(duration, (int, float)) and not isinstance(duration, bool) and 0 < duration < math.inf:
         return float(duration)
-    match = None if isinstance(duration, bool) else _QUANTITY.fullmatch(str(duration))
+    match = None if isinstance(duration, bool) else _QUANTITY.fullmatch(str(duration).strip())
     if match and not match.group(2) and float(match.group(1)) > 0 and isinstance(duration, str):
         meant = "ms" if float(match.group(1)) >= 1 else "s"
         raise ValueError(f"a duration must have a unit, got {duration!r}: {match.group(1)}{meant}?")

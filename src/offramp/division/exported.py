@@ -67,7 +67,7 @@ def export(
             raise
         except Exception as error:  # torch.export raises many classes
             reason = said(error)
-            violated = re.search(r"^\s*- (.*?)(\. |$)", str(error), re.MULTILINE)
+            violated = re.search(r"^[ \t]*- (.*?)(\. |$)", str(error), re.MULTILINE)
             if "Constraints" in reason and violated:
                 reason = f"{type(error).__name__}: {violated[1]}"
     raise no_graph(f"torch.export cannot take this module ({reason})", type(module).__name__)

@@ -22,7 +22,7 @@ from offramp.policies.policy import Decider, Policy
 
 FORM = "FILE.py:CLASS[:ARGUMENTS]"
 _RULE = re.compile(
-    r"\s*(?P<file>[^|&>]+?\.py)(@(?P<digest>[0-9a-f]{16}))?\s*(:(?P<name>[^:]*)(:(?P<given>.*))?)?", re.S
+    r"(?P<file>[^|&>\s][^|&>]*?\.py)(@(?P<digest>[0-9a-f]{16}))?\s*(:(?P<name>[^:]*)(:(?P<given>.*))?)?", re.S
 )
 _SIGNS = re.compile("([|&>])")
 _modules: Dict[Tuple[str, str], ModuleType] = {}
@@ -85,9 +85,13 @@ class _Observed(Decider):
         return mask_B
 
 
+def _match(rule: str) -> Optional[Match[str]]:
+    return _RULE.fullmatch(rule.lstrip())  # a pattern that skips spaces itself takes the square of their number
+
+
 def is_own(rule: str) -> bool:
     """Return whether the text of a rule names a Python file."""
-    return _RULE.fullmatch(rule) is not None
+    return _match(rule) is not None
 
 
 def load_own(rule: str) -> Own:
@@ -96,7 +100,7 @@ def load_own(rule: str) -> Own:
     Raises UsageError for a missing file or class, wrong arguments, and what the file does wrong, with its line;
     RefusedError for a file with another digest than the rule has.
     """
-    found = _RULE.fullmatch(rule)
+    found = _match(rule)
     assert found is not None
     path, data = found["file"], _read(found["file"])
     digest = _digest(data)
@@ -126,13 +130,13 @@ def pinned(text: str) -> str:
             "" if found["given"] is None else f":{found['given']}"
         )
 
-    parts = [(part, _RULE.fullmatch(part)) for part in _SIGNS.split(text)]
+    parts = [(part, _match(part)) for part in _SIGNS.split(text)]
     return "".join(part if found is None or found["name"] is None else pin(found) for part, found in parts)
 
 
 def python_files(text: str) -> List[str]:
     """Return the Python files that the text of a policy names."""
-    found = map(_RULE.fullmatch, _SIGNS.split(text))
+    found = map(_match, _SIGNS.split(text))
     return [each["file"] for each in found if each is not None]
 
 

@@ -43,7 +43,8 @@ def page_from(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
         line = error.lineno if isinstance(error, TemplateSyntaxError) else innermost_line(error, "<template>")
         what = f"the template is wrong: {said(error)}"
         raise UsageError(what, f"{template}, line {line}", "correct the template") from None
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", made, flags=re.MULTILINE)).strip() + "\n"
+    lines = "\n".join(line.rstrip(" \t") for line in made.split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", lines).strip() + "\n"
 
 
 def _environment() -> Any:
