@@ -19,6 +19,8 @@ KINDS: Dict[str, Type[Any]] = {
     **{kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)},
 }  # fmt: skip
 """Value of `kind` -> class of the policy, whose fields are the other members of the object."""
+_MAX_PARTS = 1024
+"""Most parts of a combination. Each is evaluated for each row at each exit."""
 FIRST_FEATURE_NAMES = ["one", "sureness", "entropy", "change", "streak", "log_length"]  # prose: as old files spell it
 """Feature names in policy files of offramp 0.1; the features are those of FEATURES, in the same order."""
 
@@ -66,10 +68,17 @@ def from_json(tree: Any) -> Policy:
         raise ValueError(f"{word}: invalid value ({error})") from None
 
 
+def _few(trees: Any) -> Any:
+    """Return the parts of a combination. Raises ValueError for more than a text has room for."""
+    if len(trees) > _MAX_PARTS:
+        raise ValueError(f"{len(trees)} parts, at most {_MAX_PARTS} are read")
+    return trees
+
+
 _READERS: Dict[str, Callable[[Any], Any]] = {
     "costs": lambda tree: Costs(as_tuples(tree["lengths"]), as_tuples(tree["seconds"])),
     "policy": from_json,
-    "parts": lambda trees: tuple(map(from_json, trees)),
+    "parts": lambda trees: tuple(map(from_json, _few(trees))),
 }
 """Functions that read the fields of policies that are neither numbers nor arrays of numbers."""
 

@@ -43,8 +43,8 @@ class Costs:
 
         Interpolates linearly between lengths; clamps outside the measured range.
         """
-        columns = zip(*self.seconds)
-        return np.stack([np.interp(lengths_B, self.lengths, column) for column in columns], axis=1)
+        lengths_L, seconds_LK = np.array(self.lengths, np.float64), np.array(self.seconds, np.float64)
+        return np.stack([np.interp(lengths_B, lengths_L, seconds_L) for seconds_L in seconds_LK.T], axis=1)
 
 
 def as_tuples(value: Any) -> Any:

@@ -24,6 +24,8 @@ from offramp.policies.rules import Confidence, Entropy, FullDepth, Margin, Patie
 Read = Optional[Callable[[str], Policy]]
 """Function that reads a policy file: from its name to the policy. None where files are not accepted."""
 
+MAX_CHARACTERS = 1 << 14
+"""Longest text of a policy. Each rule of it is evaluated for each row at each exit."""
 _PREFIX = re.compile(r"\s*from\s*:([^>|&]*)>(.*)", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -37,6 +39,8 @@ def parse(text: str, read: Read = None, *, code: bool = False) -> Policy:
     Raises UsageError that names the part that cannot be parsed, and whatever `read` raises.
     """
     try:
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"{len(text)} characters, at most {MAX_CHARACTERS} are read")
         prefix = _PREFIX.fullmatch(text)
         if prefix is None:
             return _joined(text, read, code, (AnyOf, AllOf))

@@ -253,7 +253,7 @@ class Index(CostAwarePolicy):
     @cached_property
     def _weights(self) -> Tuple[np.ndarray, ...]:
         """Weights of each exit as an array [F, M], so that each exit needs one matrix product."""
-        return tuple(np.array(row).T for row in self.risks)
+        return tuple(np.array(row, np.float64).T for row in self.risks)
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ class Starting(Policy):
 
 def predict_risk(weights: Weights, features_BF: np.ndarray, is_logistic: bool) -> np.ndarray:
     """Return the risk [B] that the weights predict."""
-    linear_B = features_BF @ np.array(weights)
+    linear_B = features_BF @ np.array(weights, np.float64)
     return _logistic(linear_B) if is_logistic else linear_B
 
 
