@@ -55,6 +55,13 @@ def shown(part: object) -> str:
     text = str(part)
     if len(text) > _LONGEST_PART:
         text = text[: _LONGEST_PART // 2] + " ... " + text[-_LONGEST_PART // 2 :]
+    return escaped(text)
+
+
+def escaped(text: str) -> str:
+    """Return a text as one line, in which characters that are not printable are escaped."""
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 

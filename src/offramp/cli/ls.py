@@ -118,7 +118,7 @@ def _print_module(store: Store, rows: list[Row]) -> None:
     print(table(("stage", "file", "tensors", "size", "", "begins with", "flows in"), lines))
     graphs = f"{len(manifest.graphs)} ONNX graphs" if manifest.graphs else "no ONNX graphs"
     where = "" if manifest.exits is None else ", exits where marked"
-    made = f"{shown(manifest.source.architecture)}, method {manifest.source.method}"
+    made = f"{shown(manifest.source.architecture)}, method {shown(manifest.source.method)}"
     print(f"\n{made}, stored as {manifest.precision}, {graphs}{where}")
 
 

@@ -74,7 +74,8 @@ def main(args: argparse.Namespace) -> None:
         emit({**record, "picture": args.out, "stages": [asdict(stage) for stage in stages]})
     else:
         _print_stages(stages, args.format)
-    log(f"{options.peak_line(record)}\npicture: {args.out}")
+    log(options.peak_line(record))
+    log(f"picture: {args.out}")
 
 
 def _stages(classifier: Classifier) -> list[StageCost]:

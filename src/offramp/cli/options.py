@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import UsageError
+from offramp.errors import UsageError, escaped
 from offramp.program.program import REGRESSION
 from offramp.units import format_size, parse_count, parse_duration, parse_size
 
@@ -211,8 +211,10 @@ def peak_line(record: dict[str, Any]) -> str:
 
 
 def emit(tree: dict[str, Any]) -> None:
-    """Print one JSON line on stdout and flush. What its encoding does not have is escaped as in JSON."""
+    """Print one JSON line on stdout and flush. What is not printable, or not in its encoding, is escaped as in JSON."""
     line = json.dumps(tree, ensure_ascii=False, allow_nan=False)
+    if not line.isprintable():  # JSON itself escapes the first 32 characters only
+        line = "".join(each if each.isprintable() else _json_escape(each) for each in line)
     try:
         line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
@@ -220,9 +222,14 @@ def emit(tree: dict[str, Any]) -> None:
     print(line, flush=True)
 
 
+def _json_escape(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+
+
 def log(message: str) -> None:
-    """Print one line of progress on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print one line of progress on stderr. It may quote names from files of anybody."""
+    print(escaped(message), file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -238,7 +245,7 @@ def percents(scores: dict[str, float]) -> dict[str, str]:
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     """Return a text table; the first column is aligned to the left, the others to the right."""
-    lines = [tuple(str(cell) for cell in row) for row in (head, *rows)]
+    lines = [tuple(escaped(str(cell)) for cell in row) for row in (head, *rows)]
     first, *others = (max(map(len, column)) for column in zip(*lines))
     form = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
     return "\n".join(form.format(*line).rstrip() for line in lines)

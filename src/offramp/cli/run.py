@@ -74,7 +74,8 @@ def main(args: argparse.Namespace) -> None:
         (classifier.trace.to_jsonl if args.trace.lower().endswith(".jsonl") else classifier.trace.to_chrome)(args.trace)
     if args.json:
         emit({"record": record})
-    notify(_closing_line(record, classifier))
+    for line in _closing_lines(record, classifier):
+        notify(line)
 
 
 def _standard_input() -> str | None:
@@ -110,14 +111,14 @@ def _answers(
         yield from zip(batch, classifier.predict(batch, more=more, all_scores=args.all_scores))
 
 
-def _closing_line(record: dict[str, Any], classifier: Classifier) -> str:
-    """Return the last line of a run: on a terminal a summary, otherwise the line that programs know."""
+def _closing_lines(record: dict[str, Any], classifier: Classifier) -> list[str]:
+    """Return the last lines of a run: on a terminal a summary, otherwise the line that programs know."""
     late = ""
     if record["deadline_seconds"] is not None:
         deadline = f"the deadline of {format_duration(record['deadline_seconds'])}"
         late = f"{record['late']} late for {deadline} (p99 {format_duration(record['latency_seconds_p99'])})"
     if sys.stderr is None or not sys.stderr.isatty():
-        return "\n".join([*([late] if late else []), options.peak_line(record)])
+        return [*([late] if late else []), options.peak_line(record)]
     number, kind = record["num_inputs"], "inputs" if classifier.store.program.texts is None else "texts"
     median, p95 = (format_duration(record[f"latency_seconds_{name}"]) for name in ("median", "p95"))
     batch = f" a batch of {record['batch']}" if record["batch"] > 1 else ""
@@ -129,7 +130,7 @@ def _closing_line(record: dict[str, Any], classifier: Classifier) -> str:
         f"peak {format_size(record['peak_rss_bytes'])} of {format_size(record['budget_bytes'])}",
         late,
     ]
-    return ", ".join(part for part in parts if part)
+    return [", ".join(part for part in parts if part)]
 
 
 def _show(result: Any, text: Any, num_layers: int, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.cli.options import argument, count, emit, log, table_of, warn
-from offramp.errors import UsageError
+from offramp.errors import UsageError, escaped
 from offramp.units import format_duration
 
 
@@ -203,6 +203,6 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
 
         def advance(num_done: int, num_all: int, line: str) -> None:
             bar.update(task, completed=num_done, total=num_all, description=left_of(num_done, num_all) + " left")
-            bar.console.print(line, markup=False, highlight=False)
+            bar.console.print(escaped(line), markup=False, highlight=False)
 
         yield advance

@@ -22,7 +22,7 @@ from offramp.cli.options import (
     table_of,
     warn,
 )
-from offramp.errors import RefusedError, StoreError, UsageError
+from offramp.errors import RefusedError, StoreError, UsageError, shown
 from offramp.units import format_duration, format_size, named_size
 
 
@@ -130,7 +130,7 @@ def _print_policy(name: str, file: Any, policy: object) -> None:
     predicted, certificate = file.predicted, file.certificate
     score = f"score {predicted.score:.1f} ({0.0 - predicted.loss:+.2f} relative to the last exit)"
     latency = f"{format_duration(predicted.seconds)} per input at batch {file.measured_on.batch or 1}"
-    print(f"{name}: {policy}, {score}, {latency}, mean exit {predicted.mean_exit:.2f}")
+    print(f"{name}: {shown(policy)}, {score}, {latency}, mean exit {predicted.mean_exit:.2f}")
     if file.deadline_seconds is not None:
         print(f"deadline: {format_duration(file.deadline_seconds)} per request")
     if certificate is None:
@@ -141,7 +141,7 @@ def _print_policy(name: str, file: Any, policy: object) -> None:
         print(f"certified{chance}: {loss} of accuracy")
     else:
         print(f"estimated by bootstrap, not certified: {loss}")
-    facts = f"method {certificate['method']}, {certificate['num_samples']} samples"
+    facts = f"method {shown(certificate['method'])}, {shown(certificate['num_samples'])} samples"
     print(f"  {facts}, measured loss {100 * certificate['risk']:.2f} points")
 
 
@@ -156,7 +156,7 @@ def _explain(path: Path, as_json: bool) -> None:
         return
     try:
         _print_front(path, file, policy)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         what = f"policy file that does not record how it was tuned ({type(error).__name__}: {error})"
         raise StoreError(what, path, "make it again: offramp tune") from None
 
@@ -168,12 +168,12 @@ def _print_front(path: Path, file: Any, policy: object) -> None:
     _print_policy(str(path), file, policy)
     trained = file.tuned_on.get("training_rows")
     trained = f"; the model was trained on {trained} of the samples" if trained else ""
-    print(f"tuned on {file.tuned_on['num_samples']} samples of {file.tuned_on['task']}{trained}")
+    print(shown(f"tuned on {file.tuned_on['num_samples']} samples of {file.tuned_on['task']}{trained}"))
     print(f"reads {format_size(round(file.predicted.bytes_read))} per input")
     measured = file.measured_on
     machine = f"{measured.cpu_model}, {measured.num_cores}, {measured.backend}, {measured.threads}"
     under = f" and --budget {named_size(measured.budget_bytes)}" if measured.budget_bytes else ""
-    print(f"measured on {machine}; latencies hold for batch {measured.batch or 1}{under}")
+    print(shown(f"measured on {machine}; latencies hold for batch {measured.batch or 1}{under}"))
 
 
 def _profile(args: argparse.Namespace, store_sha256: str, longest: int | None) -> Any:
