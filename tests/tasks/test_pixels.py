@@ -312,6 +312,21 @@ def test_pillow_is_imported_when_an_image_is_decoded_and_named_if_missing(monkey
         ImageEncoder().encode([b""])
 
 
+def test_pixels_that_a_model_does_not_take_are_refused_before_they_take_memory():
+    """A processor may pad or enlarge a small image to any size."""
+    png_bytes = png()
+    for encoder in (ImageEncoder(crop=(2048, 1024)), ImageEncoder(1100), ImageEncoder((1024, 2048))):
+        inputs = ImageInputs(encoder, "pixels", (16, 16))
+        tracemalloc.start()
+        with pytest.raises(UsageError, match="more than 1048576 pixels"):
+            inputs.encode([png_bytes])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+    assert ImageInputs(ImageEncoder(crop=(30, 40)), "pixels", (16, 16)).encode([png_bytes]).num_rows == 1
+    with pytest.raises(SourceError, match="size must be positive whole numbers"):
+        ImageEncoder.from_json({**VIT, "size": 4096})
+
+
 def test_the_limit_is_below_that_of_pillow():
     assert pixels.MAX_PIXELS < Pillow.MAX_IMAGE_PIXELS
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Optional, Union
+from typing import Any, Callable, Iterable, Mapping, Optional, Tuple, Union
 
 from offramp.errors import UsageError
 from offramp.program.inputs import InputEncoder
@@ -49,11 +49,18 @@ def open_encoder(
     if len(inputs) == 1 and len(first.axes) == 4 and files.has(FILE_NAME):
         from offramp.tasks.pixels import ImageEncoder, ImageInputs
 
-        return ImageInputs(ImageEncoder.from_folder(files), name)
+        return ImageInputs(ImageEncoder.from_folder(files), name, _largest_image(first))
     from offramp.tasks.arrays import ArrayInputs
 
     shapes = {name: tuple(axis for axis in each.axes[1:] if isinstance(axis, int)) for name, each in inputs.items()}
     return ArrayInputs({name: (each.dtype, shapes[name]) for name, each in inputs.items()})
+
+
+def _largest_image(pixels: Input) -> Optional[Tuple[int, int]]:
+    """Return the largest height and width that a model takes, or None if they are not known."""
+    largest = pixels.largest[2:] or (None, None)
+    height, width = (axis if most is None else most for axis, most in zip(pixels.axes[2:], largest))
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def read_inputs(source: Union[str, Path], *columns: Any, **options: Any) -> Iterable[Any]:

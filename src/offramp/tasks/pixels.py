@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from PIL import Image as Pillow
 
 MAX_PIXELS = 1 << 26
-"""Largest number of pixels of one image, before and after resizing: 192 MiB as RGB. Pillow warns above 89 million."""
+"""Largest number of pixels of one image: 192 MiB as RGB. Pillow warns above 89 million."""
+MAX_ENCODED_PIXELS = 1 << 23
+"""Largest number of pixels that an image processor may make of any image, as many as 3840 x 2160 have. A pixel takes up
+to 19 bytes meanwhile."""
+_FEW_PIXELS = 1 << 20
+"""Pixels that are encoded before they are compared with those of the model."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats of the suffixes in `images.SUFFIXES`. Pillow starts an external program for some of its other formats."""
 _NUM_FILTERS = 6
@@ -111,17 +116,21 @@ class ImageEncoder:
         """Height and width of every encoded image; None if they depend on the image."""
         return self.crop or (self.size if isinstance(self.size, tuple) else None)
 
-    def encode(self, images: Sequence[Union[Image, bytes]]) -> np.ndarray:
+    def encode(self, images: Sequence[Union[Image, bytes]], largest: Optional[Size] = None) -> np.ndarray:
         """Return images, or the bytes of image files, as float32 [B, 3, H, W]; (0, 3, H, W) for no images.
 
-        Raises UsageError for an image that cannot be read or decoded, that has more than `MAX_PIXELS` before or after
-        resizing, or whose encoded size differs from that of the first; MissingExtraError without Pillow.
+        `largest`: largest height and width that the model takes, if they are known; much larger images are refused
+        before they take memory.
+
+        Raises UsageError for an image that cannot be read or decoded, that has more than `MAX_PIXELS`, or more than
+        `MAX_ENCODED_PIXELS` after resizing, or whose encoded size differs from that of the first; MissingExtraError
+        without Pillow.
         """
         values_3V = self._values()
         pixels_B3HW = np.empty((len(images), 3, *(self.shape or (0, 0))), np.float32)
         for row, image in enumerate(images):
             data, where = (image, f"image {row + 1}") if isinstance(image, bytes) else (image.read(), image)
-            bytes_HW3 = self._bytes(data, where)
+            bytes_HW3 = self._bytes(data, where, largest)
             if row == 0:
                 pixels_B3HW = np.empty((len(images), 3, *bytes_HW3.shape[:2]), np.float32)
             if bytes_HW3.shape[:2] != pixels_B3HW.shape[2:]:
@@ -157,12 +166,14 @@ class ImageEncoder:
         mean_3, std_3 = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return (scaled_V - mean_3[:, None]) / std_3[:, None]
 
-    def _bytes(self, data: bytes, where: object) -> np.ndarray:
+    def _bytes(self, data: bytes, where: object, largest: Optional[Size]) -> np.ndarray:
         """Return an image [H, W, 3] after resizing and cropping, uint8."""
         image = _decoded(data, where, self.transparent_is_white)
+        height, width = self._resized(image.height, image.width)
+        if largest is not None:
+            _require_moderate(*(self.crop or (height, width)), where, max(_FEW_PIXELS, math.prod(largest)))
         if self.size is not None:
-            height, width = self._resized(image.height, image.width)
-            _require_moderate(height, width, where)
+            _require_moderate(height, width, where, MAX_ENCODED_PIXELS)
             image = image.resize((width, height), self.resample)
         if self.crop is not None:  # Pillow pads with zeros
             height, width = self.crop
@@ -178,13 +189,13 @@ class ImageInputs:
     sample: Tuple[bytes, ...] = (_ONE_PIXEL_PNG, _ONE_PIXEL_JPEG)
     """Images of the most frequent formats, so that their decoders are in memory when the process is measured."""
 
-    def __init__(self, encoder: ImageEncoder, name: str) -> None:
-        """`name` is the input of the model that takes pixels."""
-        self.encoder, self.name = encoder, name
+    def __init__(self, encoder: ImageEncoder, name: str, largest: Optional[Size] = None) -> None:
+        """`name` is the input of the model that takes pixels; `largest`: see `ImageEncoder.encode`."""
+        self.encoder, self.name, self._largest = encoder, name, largest
 
     def encode(self, inputs: Sequence[Union[Image, bytes]]) -> Batch:
         """Return one input of float32 [B, 3, H, W]. Raises UsageError for an input that is not a decodable image."""
-        pixels_B3HW = self.encoder.encode([_require_image(image) for image in inputs])
+        pixels_B3HW = self.encoder.encode([_require_image(image) for image in inputs], self._largest)
         return Batch({self.name: pixels_B3HW}, len(inputs), 1, np.ones(len(inputs), np.int64))
 
     def lengths(self, inputs: Iterable[Union[Image, bytes]]) -> Iterator[int]:
@@ -239,13 +250,14 @@ def _opened(data: bytes, where: object) -> Iterator[Pillow.Image]:
         raise UsageError(f"image cannot be decoded ({reason})", where, "save it again, or leave it out") from None
 
 
-def _require_moderate(height: int, width: int, where: object) -> None:
-    if height * width > MAX_PIXELS:
-        raise _too_large(where)
+def _require_moderate(height: int, width: int, where: object, most: Optional[int] = None) -> None:
+    if height * width > (MAX_PIXELS if most is None else most):
+        raise _too_large(where, most)
 
 
-def _too_large(where: object) -> UsageError:
-    return UsageError(f"image has, or is resized to, more than {MAX_PIXELS} pixels", where, "make it smaller")
+def _too_large(where: object, most: Optional[int] = None) -> UsageError:
+    number = MAX_PIXELS if most is None else most
+    return UsageError(f"image has, or is resized to, more than {number} pixels", where, "make it smaller")
 
 
 def _scaled(height: int, width: int, edge: int) -> Size:
@@ -259,4 +271,4 @@ def _is_size(size: Any, or_edge: bool) -> bool:
     if size is None:
         return True
     lengths = [size] if or_edge and type(size) is int else size if isinstance(size, tuple) and len(size) == 2 else [0]
-    return all(type(length) is int and length > 0 for length in lengths) and math.prod(lengths) <= MAX_PIXELS
+    return all(type(length) is int and length > 0 for length in lengths) and math.prod(lengths) <= MAX_ENCODED_PIXELS
