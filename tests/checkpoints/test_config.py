@@ -163,3 +163,25 @@ def test_a_number_that_is_none_is_named_for_every_model(changes, named):
 def test_roberta_without_room_for_positions_is_refused(changes):
     with pytest.raises(SourceError, match=next(iter(changes))):
         encoder_of("roberta", **changes)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"depths": [1, 10**6]},
+        {"inner_group_num": 2000},
+        {"vision_config": {"encoder_layers": 2000}},
+        {"layers": 1 << 40},
+    ],
+)
+def test_numbers_of_modules_that_no_model_has_are_refused_before_they_are_made(counts):
+    with pytest.raises(SourceError, match=r"config\.json: \w+ counts \d+, expected at most 1024"):
+        check_config(counts, "here")
+
+
+def test_lists_of_layers_and_other_keys_are_free():
+    deep = {"a": 1}
+    for _ in range(900):
+        deep = {"a": deep}
+    counts = {"depths": [3, 4, 6, 3], "out_layers": ["stage1"], "use_last_layers": True, "groups": None}
+    check_config({**counts, "block_size": 1 << 20, "vision_config": {"depth": 24}, "deep": deep}, "here")

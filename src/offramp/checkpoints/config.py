@@ -4,6 +4,7 @@ A value for which transformers computes something that offramp does not is refus
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,11 +47,18 @@ class _Used:
     initializer_range: float | None = field(default=None, metadata={"low": 0, "high": 1e3})
 
 
+_COUNT = re.compile(r"(^|_)(layers?|depths?|blocks?|stages?|groups?|group_num)$")
+"""End of the keys that count modules, each of which takes memory and time, whatever weights there are."""
+_DEEPEST = 4
+"""Configs within configs, as of the parts of a model, that are looked into."""
+
+
 def check_config(config: Mapping[str, Any], where: object) -> None:
     """Raise SourceError for a config.json with a key of another type, out of range or NaN, which `where` names."""
     try:
         _require_no_nan(config)
         read_used(_Used, config)
+        _check_counts(config)
         for key in _SIZES:
             if isinstance(config.get(key), (int, float)):
                 int_of(config[key], key, 1, 1 << 31)
@@ -67,6 +75,17 @@ def _require_no_nan(config: Mapping[str, Any]) -> None:
             raise WrongError(f"{shown(name)} is NaN")
         inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
         left += [(f"{name}.{key}" if name else str(key), each) for key, each in inner]
+
+
+def _check_counts(config: Mapping[str, Any], depth: int = 0) -> None:
+    """Raise WrongError for a number of layers, or a list of such numbers, that no model has."""
+    for key, value in config.items():
+        if isinstance(value, dict) and depth < _DEEPEST:
+            _check_counts(value, depth + 1)
+        elif _COUNT.search(key):
+            numbers = [each for each in (value if isinstance(value, list) else [value]) if type(each) is int]
+            if sum(numbers) > MAX_LAYERS:
+                raise WrongError(f"{key} counts {sum(numbers)}, expected at most {MAX_LAYERS}")
 
 
 @dataclass(frozen=True)
