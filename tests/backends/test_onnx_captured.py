@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 import offramp
 from offramp.backends import onnx_captured, onnx_checks
 from offramp.backends.onnx import OnnxBackend
+from offramp.backends.onnx_checks import TooLargeError, _require_extent
+from offramp.backends.onnx_operators import Known
 from offramp.errors import StoreError
 from offramp.store import Store
 from tests.backends import captured
@@ -409,3 +411,10 @@ def test_a_deadline_stops_a_kernel_and_its_rows_have_the_last_answer(tmp_path, m
         assert (again.label, classifier.counts.num_cut, classifier.counts.num_late) == (result.label, 2, 1)
         logits = expected(x[np.newaxis])[0][0]
         assert result.label == captured.LABELS[int(logits.argmax())]
+
+
+def test_values_without_elements_have_few_places():
+    """An operation goes through the places of their other axes, which take no memory and count for no work."""
+    _require_extent(Known("float32", (1 << 20, 0)))
+    with pytest.raises(TooLargeError, match="a value of the shape"):
+        _require_extent(Known("float32", (1 << 20, 0, 1 << 10)))

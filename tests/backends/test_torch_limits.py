@@ -126,6 +126,45 @@ LARGE = [
         [["aten.unsqueeze.default", v("r0"), 2], ["aten.upsample_nearest1d.vec", v("n0"), [1 << 40], None]],
         [["aten.unsqueeze.default", v("r0"), 2], ["aten.upsample_nearest1d.vec", v("n0"), [4], None]],
     ),
+    *(
+        (of_nothing(1 << 16), of_nothing(3))
+        for of_nothing in (
+            lambda n: [["aten.zeros.default", [n * n, 0]], ["aten.sum.dim_IntList", v("n0"), [1]]],
+            lambda n: [["aten.zeros.default", [0]], ["aten.pad.default", v("n0"), [n * n // 4, 0]]],
+            lambda n: [["aten.zeros.default", [n, 0]], ["aten.linear.default", v("n0"), v("n0")]],
+        )
+    ),
+    *(
+        (attended(1 << 14, 0), attended(3, 1))
+        for attended in (
+            lambda n, width: [
+                ["aten.zeros.default", [n, 1]],
+                ["aten.zeros.default", [n, width]],
+                ["aten.scaled_dot_product_attention.default", v("n0"), v("n0"), v("n1")],
+            ],
+            lambda n, _: [
+                ["aten.zeros.default", [1, n, 1]],
+                ["aten.zeros.default", [n, 1, 1]],
+                ["aten.zeros.default", [1, 1, 1]],
+                ["aten.scaled_dot_product_attention.default", v("n0"), v("n1"), v("n2")],
+            ],
+            lambda n, _: [
+                ["aten.zeros.default", [1, 1, n, 1]],
+                ["aten.zeros.default", [1, 1, n, 2]],
+                ["aten.scaled_dot_product_attention.default", v("n0"), v("n0"), v("n1")],
+            ],
+        )
+    ),
+    *(
+        (masked(1 << 14), masked(3))
+        for masked in (
+            lambda n: [
+                ["aten.zeros.default", [n, 1]],
+                ["aten.zeros.default", [1, n], {"dtype": {"dtype": "bool"}}],
+                ["aten.masked_scatter.default", v("n0"), v("n1"), v("n0")],
+            ],
+        )
+    ),
     ([["aten.zeros.default", [1] * 40]], [["aten.zeros.default", [1] * 8]]),
     (
         [["aten.zeros.default", [1 << 16]], ["aten.unbind.int", v("n0")], ["getitem", v("n1"), 0]],
@@ -398,13 +437,16 @@ def test_work_counts_at_every_run():
         [["aten.zeros.default", [1 << 16]], ["aten.neg.default", v("n0")], ["aten.diff.default", v("n0"), 1 << 16]],
         [["aten.zeros.default", [10, 10, 10]],
          ["aten.neg.default", v("n0")], ["aten.einsum.default", "abc,def,ghi->", [v("n0"), v("n0"), v("n0")]]],
+        [["aten.zeros.default", [1 << 16, 1], INT64], ["aten.zeros.default", [1, 1 << 16], INT64],
+         ["aten.zeros.default", [1, 1]], ["aten.index_put.default", v("n2"), [v("n0"), v("n1")], v("n2")]],
+        [["aten.zeros.default", [1000, 1000]], ["aten.linalg_norm.default", v("n0"), 2]],
     ],
-    ids=["products", "convolutions", "sorting", "differences", "einsum"],
+    ids=["products", "convolutions", "sorting", "differences", "einsum", "broadcast indices", "singular values"],
 )  # fmt: skip
 def test_work_that_would_take_long_is_refused(calls):
     with pytest.raises(TooLargeError):
         ran(*calls, work=LEAST_WORK - (1 << 34))
-    assert ran(*calls[:2], ["aten.relu.default", v("r0")])
+    assert ran(*[call for call in calls[:2] if "norm" not in call[0]], ["aten.relu.default", v("r0")])
 
 
 def test_the_first_run_checks_and_the_next_ones_do_not(monkeypatch):

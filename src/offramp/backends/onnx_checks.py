@@ -20,6 +20,8 @@ MOST_NODES = 4096
 """Most operations of a kernel, with those of inner graphs."""
 MOST_ELEMENTS = 1 << 40
 """Most elements of a value whose size is compared with others."""
+MOST_PLACES = 1 << 26
+"""Largest product of the sizes of a value without elements, those of 0 left out."""
 MOST_STORE_NODES = 4 * MOST_NODES
 """Most operations of all kernels of a store: ONNX Runtime takes up to 0.4 ms to load one."""
 OPSETS: Mapping[str, Tuple[int, int]] = {"": (13, 18), "com.microsoft": (1, 1)}
@@ -116,6 +118,7 @@ def sizes_of(model: Model, inputs: Mapping[str, Known]) -> Sizes:
         if name not in inputs:
             raise WrongError(f"the graph has an input {name!r}")
         _require_declared(name, inputs[name], declared)
+        _require_extent(inputs[name])
         values[name] = inputs[name]
     num_bytes = made_bytes = 0
     for node in graph.nodes:
@@ -163,6 +166,7 @@ def _results(node: Node, values: Mapping[str, Optional[Known]]) -> Tuple[List[Op
     if len(node.outputs) > len(results):
         raise WrongError(f"{node.operator} has {len(results)} results, not {len(node.outputs)}")
     for result in results:
+        _require_extent(result)
         if result.num_elements > MOST_ELEMENTS:
             raise TooLargeError(f"{node.operator} makes {result.num_elements:.1e} numbers")
         if len(result.shape) > MAX_RANK or min(result.shape, default=0) < 0:
@@ -170,6 +174,12 @@ def _results(node: Node, values: Mapping[str, Optional[Known]]) -> Tuple[List[Op
     elements = sum(each.num_elements for each in (*args, *results) if each is not None)
     work = ELEMENT_WORK * elements + (0 if row.work is None else row.work(call, results))
     return [*_with_numbers(row.numbers, call, results)], work
+
+
+def _require_extent(value: Known) -> None:
+    """Raise TooLargeError for a value without elements whose other axes an operation would take long to go through."""
+    if not value.num_elements and product([size for size in value.shape if size]) > MOST_PLACES:
+        raise TooLargeError(f"a value of the shape {list(value.shape)}")
 
 
 def _with_numbers(numbers: Any, call: Call, results: List[Known]) -> List[Known]:

@@ -38,6 +38,8 @@ WORK_FACTOR = 8
 CALL_WORK = 1 << 17
 """Multiply-adds in the time of one call of an operation."""
 _MOST_AXES = 16
+_LARGEST_ITEM_BYTES = 8
+"""Bytes of an element of what is made from a tensor without elements."""
 _MOST_PIECES = 1 << 10
 """Most tensors that one operation may return."""
 _MOST_SIGNATURES = 256
@@ -141,6 +143,9 @@ class BoundedGraph:
         )
         meter = _Meter(given, limit_bytes, allowance)
         try:
+            for each in given:
+                if not each.numel():
+                    meter.require_extent(each)
             results = self._run(given, meter)
         except TooLargeError as error:
             raise (ClaimError() if is_claim else error) from None
@@ -209,12 +214,19 @@ class _Meter:
         """Count a result until it is freed."""
         if tensor.dim() > _MOST_AXES:
             raise TooLargeError(f"values of {tensor.dim()} axes, and may take {_MOST_AXES}")
-        self._require(num_bytes(spec_of(tensor)))  # a view may have more elements than its memory
+        self.require_extent(tensor)  # a view may have more elements than its memory
         storage, size = storage_of(tensor), tensor.untyped_storage().nbytes()
         if storage not in self._given:
             self._live_bytes += 0 if self._holders[storage] else size
             self._holders[storage] += 1
             weakref.finalize(tensor, self._drop, storage, size)
+
+    def require_extent(self, tensor: Tensor) -> None:
+        """Raise TooLargeError for a tensor that is too large, or of which a sum along an axis of size 0 may be."""
+        if tensor.numel():
+            self._require(num_bytes(spec_of(tensor)))
+        else:
+            self._require(_LARGEST_ITEM_BYTES * math.prod(size for size in tensor.shape if size))
 
     def _drop(self, storage: int, size: int) -> None:
         self._holders[storage] -= 1

@@ -138,15 +138,19 @@ def _indexed(bound: Bound) -> int:
     return rows * math.prod(torch.broadcast_shapes(*shapes)) * math.prod(operand.shape[axis:])
 
 
+def _masked(bound: Bound) -> int:
+    return math.prod(torch.broadcast_shapes(bound["self"].shape, bound["mask"].shape))
+
+
 def _as_index(bound: Bound) -> int:
     return bound["index"].numel()
 
 
 def _along(bound: Bound) -> int:
     """Return the elements of rows, along one axis, that an index takes."""
-    operand = bound["self"]
-    size = operand.shape[bound["dim"]] if operand.dim() else 1
-    return operand.numel() // max(size, 1) * bound["index"].numel()
+    sizes = list(bound["self"].shape) or [1]
+    del sizes[bound["dim"]]
+    return math.prod(sizes) * bound["index"].numel()
 
 
 def _repeated(bound: Bound) -> int:
@@ -154,12 +158,17 @@ def _repeated(bound: Bound) -> int:
     return _first(bound) * (math.prod(repeats) if isinstance(repeats, Sequence) else repeats)
 
 
+def _before(operand: Tensor, num_axes: int) -> int:
+    """Return the product of the sizes before the last axes. Of axes of size 0, operations may make larger ones."""
+    return math.prod(operand.shape[: max(operand.dim() - num_axes, 0)])
+
+
 def _padded(bound: Bound) -> int:
     operand, pads = bound["self"], bound["pad"]
     around = [pads[i] + pads[i + 1] for i in range(0, len(pads) - 1, 2)]
     inner = operand.shape[operand.dim() - len(around) :]
     sizes = [max(size + more, 0) for size, more in zip(inner, reversed(around), strict=True)]
-    return operand.numel() // max(math.prod(inner), 1) * math.prod(sizes)
+    return _before(operand, len(around)) * math.prod(sizes)
 
 
 def _at(part: Any, index: int) -> int:
@@ -188,8 +197,7 @@ def _convolved_back(bound: Bound) -> int:
 
 def _images(operand: Tensor, axes: Sequence[int]) -> int:
     """Return the number of feature maps with channels among the axes before the last."""
-    channels = operand.shape[-len(axes) - 1]
-    return operand.numel() // max(math.prod(axes) * channels, 1)
+    return _before(operand, len(axes) + 1)
 
 
 def _pooled(bound: Bound) -> int:
@@ -198,13 +206,13 @@ def _pooled(bound: Bound) -> int:
     num_axes = max(len(size) if isinstance(size, Sequence) else 1, operand.dim() - 2, 1)
     axes = operand.shape[-num_axes:]
     places = [(side + 2 * _at(bound.get("padding", 0), i)) // max(_at(stride, i), 1) + 2 for i, side in enumerate(axes)]
-    return operand.numel() // max(math.prod(axes), 1) * math.prod(places)
+    return _before(operand, num_axes) * math.prod(places)
 
 
 def _adapted(bound: Bound) -> int:
     operand, size = bound["self"], bound["output_size"]
     size = size if isinstance(size, Sequence) else [size]
-    return operand.numel() // max(math.prod(operand.shape[-len(size) :]), 1) * math.prod(size)
+    return _before(operand, len(size)) * math.prod(size)
 
 
 def _scaled(bound: Bound) -> int:
@@ -212,7 +220,7 @@ def _scaled(bound: Bound) -> int:
     axes = operand.shape[2:]
     factors = bound.get("scale_factors") or [1] * len(axes)
     size = bound.get("output_size") or [math.ceil(side * each) for side, each in zip(axes, factors, strict=True)]
-    return operand.numel() // max(math.prod(axes), 1) * math.prod(size)
+    return _before(operand, len(axes)) * math.prod(size)
 
 
 def _sampled(bound: Bound) -> int:
@@ -228,25 +236,25 @@ def _unrolled(bound: Bound) -> int:
     places = [
         (size + 2 * _at(bound["padding"], i)) // max(_at(bound["stride"], i), 1) + 1 for i, size in enumerate(axes)
     ]
-    return operand.numel() // max(math.prod(axes), 1) * math.prod(places) * _at(sides, 0) * _at(sides, 1)
+    return _before(operand, 2) * math.prod(places) * _at(sides, 0) * _at(sides, 1)
 
 
 def _rolled_up(bound: Bound) -> int:
     """Return the elements of images that windows of a kernel add up to."""
     operand, sides = bound["self"], math.prod(_at(bound["kernel_size"], i) for i in range(2))
-    return operand.numel() // max(operand.shape[-1] * sides, 1) * math.prod(bound["output_size"])
+    return _before(operand, 1) // max(sides, 1) * math.prod(bound["output_size"])
 
 
 def _recurrent_size(bound: Bound) -> int:
     """Return the elements of gates and outputs: each weight matrix has a row for each of them."""
     operand = bound["input"]
     rows = sum(each.shape[0] for each in bound["params"])
-    return operand.numel() // max(operand.shape[-1], 1) * rows
+    return _before(operand, 1) * rows
 
 
 def _linear_size(bound: Bound) -> int:
     operand, weight = bound["input"], bound["weight"]
-    return operand.numel() // max(operand.shape[-1], 1) * (weight.shape[0] if weight.dim() > 1 else 1)
+    return _before(operand, 1) * (weight.shape[0] if weight.dim() > 1 else 1)
 
 
 def _product_size(bound: Bound) -> int:
@@ -287,12 +295,16 @@ def _einsum_size(bound: Bound) -> int:
     return math.prod(sizes[axis] for axis in result)
 
 
+def _queries(bound: Bound) -> int:
+    """Return the most queries of attention: axes before the last two are broadcast, or heads that share keys."""
+    batches = [bound[name].shape[:-2] for name in ("query", "key", "value", "attn_mask") if bound.get(name) is not None]
+    num_axes = max(map(len, batches))
+    sizes = [(1,) * (num_axes - len(each)) + tuple(each) for each in batches]
+    return math.prod(map(max, zip(*sizes, strict=True))) * bound["query"].shape[-2]
+
+
 def _attention_size(bound: Bound) -> int:
-    query, value = bound["query"], bound["value"]
-    batches = (
-        torch.broadcast_shapes(query.shape[:-2], value.shape[:-2]) if not bound.get("enable_gqa") else query.shape[:-2]
-    )
-    return math.prod(batches) * query.shape[-2] * value.shape[-1]
+    return _queries(bound) * bound["value"].shape[-1]
 
 
 def _of_linear(bound: Bound, made: int) -> tuple[int, int]:
@@ -317,9 +329,16 @@ def _of_einsum(bound: Bound, made: int) -> tuple[int, int]:
 def _of_attention(bound: Bound, made: int) -> tuple[int, int]:
     """Return the work of attention. Without the fused kernel it keeps scores three times."""
     query, key, value = bound["query"], bound["key"], bound["value"]
-    scores = made // max(value.shape[-1], 1) * key.shape[-2]
-    is_fused = query.dim() == 4 and query.dtype in _FLOATS and not bound.get("dropout_p")
+    scores = _queries(bound) * key.shape[-2]
+    is_fused = query.dtype in _FLOATS and not bound.get("dropout_p") and _are_alike(query, key, value)
     return scores * (query.shape[-1] + value.shape[-1]), 0 if is_fused else 3 * scores
+
+
+def _are_alike(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Return whether the fused kernel of attention takes these: others are computed with all scores in memory."""
+    operands = (query, key, value)
+    has_form = all(each.dim() == 4 and each.numel() and each.stride(-1) == 1 for each in operands)
+    return has_form and len({(*each.shape[:2], each.shape[3]) for each in operands}) == 1
 
 
 def _of_convolution(bound: Bound, made: int) -> tuple[int, int]:
@@ -343,9 +362,22 @@ def _of_pool(bound: Bound, made: int) -> tuple[int, int]:
 
 
 def _of_recurrent(bound: Bound, made: int) -> tuple[int, int]:
-    operand = bound["input"]
     weights = sum(each.numel() for each in bound["params"])
-    return operand.numel() // max(operand.shape[-1], 1) * weights, 0
+    return _before(bound["input"], 1) * weights, 0
+
+
+def _of_put(bound: Bound, made: int) -> tuple[int, int]:
+    """Return the work of writing to places. Indices are broadcast: they may name more places than they have numbers."""
+    return HEAVY // _SLOW * (bound["self"].numel() + _indexed(bound)), 0
+
+
+def _of_norm(bound: Bound, made: int) -> tuple[int, int]:
+    """Return the work of a norm. That of a matrix may need its singular values."""
+    operand, axes = bound["self"], bound.get("dim")
+    axes = range(operand.dim()) if axes is None else axes if isinstance(axes, Sequence) else [axes]
+    is_matrix = len(axes) == 2 and bound.get("ord") is not None
+    steps = HEAVY * min(operand.shape[axis] for axis in axes) if is_matrix else HEAVY
+    return steps * operand.numel(), 4 * operand.numel() if is_matrix else 0
 
 
 def _of_roll(bound: Bound, made: int) -> tuple[int, int]:
@@ -419,7 +451,7 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
         " linalg_vector_norm.default logsumexp.default max.default mean.default mean.dim min.default norm.ScalarOpt_dim"
         " prod.dim_int std.correction std.dim sum.default sum.dim_IntList var.correction var.dim",
     ),
-    (Operation("reduction", _first, HEAVY), "linalg_norm.default"),
+    (Operation("reduction", _first, _of_norm), "linalg_norm.default"),
     (Operation("reduction", _twice), "max.dim min.dim"),
     (Operation("reduction", _twice, HEAVY), "argsort.default sort.default topk.default"),
     (Operation("product", _linear_size, _of_linear), "linear.default"),
@@ -462,9 +494,10 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
     (Operation("choice", _as_index), "gather.default"),
     (
         Operation("choice", _first, HEAVY),
-        "index_add.default index_copy.default index_put.default masked_scatter.default scatter.src scatter.value"
-        " scatter_add.default scatter_reduce.two",
+        "index_add.default index_copy.default scatter.src scatter.value scatter_add.default scatter_reduce.two",
     ),
+    (Operation("choice", _first, _of_put), "index_put.default"),
+    (Operation("choice", _masked, HEAVY), "masked_scatter.default"),
     (Operation("choice", _first), "select_scatter.default slice_scatter.default"),
     (Operation("choice", _repeated), "repeat.default repeat_interleave.self_int tile.default"),
     (Operation("choice", _padded), "constant_pad_nd.default pad.default"),
@@ -499,9 +532,9 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
     ),
     (
         Operation("in place", _none, HEAVY),
-        "floor_divide_.Tensor index_add_.default index_copy_.default index_put_.default scatter_.src"
-        " scatter_.value scatter_add_.default",
+        "floor_divide_.Tensor index_add_.default index_copy_.default scatter_.src scatter_.value scatter_add_.default",
     ),
+    (Operation("in place", _none, _of_put), "index_put_.default"),
     (Operation("random", _none, HEAVY), "normal_.default uniform_.default"),
     (Operation("number", _none, 0), "sym_size.int sym_numel.default"),
 )
