@@ -195,3 +195,15 @@ def test_safetensors_win_over_pickles(tmp_path):
     write_model(tmp_path)
     with open_source(tmp_path) as source:
         assert source.entries == entries_of(config_of())
+
+
+def test_a_pickle_that_repeats_a_few_bytes_is_refused(tmp_path):
+    """A file of some kilobytes would become a store of terabytes."""
+    few, weights = torch.zeros(1 << 10), tiny_weights()
+    save(tmp_path / "tied", {**weights, **dict.fromkeys(map(str, range(20)), few)})
+    with open_source(tmp_path / "tied") as source:
+        assert len(source.entries) == len(weights) + 20, "layers that are one have a name each"
+    for name, more in (("one", {"a": few[:1].expand(1 << 40)}), ("many", dict.fromkeys(map(str, range(10**4)), few))):
+        save(tmp_path / name, {**weights, **more})
+        with pytest.raises(SourceError, match=r"share memory"):
+            open_source(tmp_path / name)

@@ -599,6 +599,20 @@ TABLE = [
         save_state,
     ),
     Entry(
+        "checkpoints/pickled.py: pickle holds {}, whose elements share memory",
+        spoilt(pickled(lambda tensors: {**tensors, "more": torch.zeros(1).expand(9)}), DIVIDE),
+        "save it as tensor.clone()",
+        save_state,
+    ),
+    Entry(
+        "checkpoints/pickled.py: pickle holds tensors of {}, many of which share memory",
+        spoilt(
+            pickled(lambda tensors: {**tensors, **dict.fromkeys(map(str, range(99)), torch.zeros(1 << 20))}), DIVIDE
+        ),
+        "save each as tensor.clone()",
+        save_state,
+    ),
+    Entry(
         "checkpoints/pickled.py: pickle holds {}, which",
         spoilt(pickled(lambda tensors: {**tensors, "epoch": 3}), DIVIDE),
         "save model.state_dict() alone",

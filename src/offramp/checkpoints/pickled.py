@@ -6,7 +6,7 @@ is truncated meanwhile kills it.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from offramp.checkpoints.weights import ZIP_MAGIC, Rows, open_file
 from offramp.errors import PickleError, SourceError
 from offramp.program.dtypes import DTYPES
+from offramp.units import format_size
 
 CONVERT = (
     "python -c '"
@@ -29,6 +30,10 @@ _DTYPES = {f"torch.{dtype.torch}": dtype.name for dtype in DTYPES.values()}
 """Name of a dtype in torch -> in safetensors."""
 
 
+_MOST_SHARED = 32
+"""Largest ratio of the bytes of all tensors to those of their file. Layers that are one have a name each."""
+
+
 class PickledWeights:
     """Tensors in files of `torch.save`.
 
@@ -39,7 +44,9 @@ class PickledWeights:
     def __init__(self, files: Iterable[Path]) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
         for path in files:
-            self._tensors |= _flat_dict(_load(path), path)
+            found = _flat_dict(_load(path), path)
+            _require_own_memory(found, path)
+            self._tensors |= found
         self.entries = {name: (_dtype(tensor), tuple(tensor.shape)) for name, tensor in self._tensors.items()}
 
     def pieces(self, name: str, piece_bytes: int, rows: Rows = None) -> Iterator[memoryview]:
@@ -85,6 +92,17 @@ def _flat_dict(tree: object, path: Path) -> dict[str, torch.Tensor]:
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise SourceError(f"pickle holds {name!r}, which is not a dense tensor", path, remedy)
     return {name: value.detach() for name, value in tree.items()}
+
+
+def _require_own_memory(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise SourceError for tensors that are larger than the file: a pickle may repeat a few bytes without end."""
+    for name, tensor in tensors.items():
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise SourceError(f"pickle holds {name!r}, whose elements share memory", path, "save it as tensor.clone()")
+    total_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    if total_bytes > _MOST_SHARED * path.stat().st_size:
+        what = f"pickle holds tensors of {format_size(total_bytes)}, many of which share memory"
+        raise SourceError(what, path, "save each as tensor.clone()")
 
 
 def _dtype(tensor: torch.Tensor) -> str:
