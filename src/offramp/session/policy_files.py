@@ -69,7 +69,7 @@ class NamedPolicy:
         return lines
 
     def lengths(self, max_length: int, longest: int) -> List[str]:
-        """Return one line for each file that was tuned on texts that were truncated otherwise than here.
+        """Return one line for each file that was tuned on texts that were truncated to another length than here.
 
         Texts are truncated to `max_length` tokens here, and the longest is expected to have `longest` tokens then.
         """

@@ -122,13 +122,10 @@ def _prepared(
         named, measured = rebase_policy(named, given, num_exits, here, guard.needs_every_exit, warn)
     trim_memory()  # before the tokenizer allocates, for the same reason
     encoder = _encoder(opened, config.max_length, warn)
-    settings = _settings(config, encoder, texts)
-    if opened.program.texts is not None:
-        for line in named.lengths(encoder.max_length, settings.length or encoder.max_length):
-            warn(line)
     # The plan of a device profile assumes that all rows reach all layers, so a guard that relies on one needs the same.
     reached = () if guard.needs_every_exit else named.reached(num_exits)
-    settings = replace(settings, reached=reached)
+    settings = replace(_settings(config, encoder, texts), reached=reached)
+    _report_lengths(opened, named, encoder, settings.length, warn)
 
     def plan_for(num_rows: int, num_batches: int) -> Classifier:
         sized = replace(settings, num_rows=num_rows, num_batches=num_batches)
@@ -145,6 +142,15 @@ def _prepared(
     classifier.recipe = partial(prepare_engine, opened.path, known, policy=policy, profile=profile)
     _report_limits(classifier, config, warn, is_said)
     return classifier
+
+
+def _report_lengths(
+    store: Store, named: NamedPolicy, encoder: InputEncoder, longest: Optional[int], warn: Callable[[str], None]
+) -> None:
+    """Report policies that were tuned on texts of another length."""
+    if store.program.texts is not None:
+        for line in named.lengths(encoder.max_length, longest or encoder.max_length):
+            warn(line)
 
 
 def _encoder(store: Store, max_length: Optional[int], warn: Callable[[str], None]) -> InputEncoder:
