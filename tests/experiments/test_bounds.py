@@ -29,6 +29,15 @@ def test_random_exits_have_the_depths_of_the_policy_and_a_seed():
         exits_of("random:stage:9", LOGITS_KNC, SINGLE_LABEL, 0)
 
 
+def test_random_exits_of_a_policy_that_reads_lengths(tmp_path):
+    code = "from offramp.policies import MemorylessPolicy\n\n\nclass Short(MemorylessPolicy):\n"
+    code += "    def update(self, exit_index, evidence):\n        return evidence.lengths_B < 10\n"
+    (tmp_path / "mine.py").write_text(code)
+    lengths_N = np.where(np.arange(200) < 50, 5, 20)
+    found = exits_of(f"random:{tmp_path}/mine.py:Short", LOGITS_KNC, SINGLE_LABEL, 0, lengths_N)
+    assert sorted(found) == [1] * 50 + [5] * 150
+
+
 @pytest.mark.parametrize("batch", [1, 4, 7])
 def test_planned_exits_are_taken_in_the_order_of_the_rows(batch):
     exits = exits_of("oracle", LOGITS_KNC, SINGLE_LABEL, 0)[:20].tolist()

@@ -9,6 +9,7 @@ import offramp
 from offramp.errors import SourceError, UsageError
 from offramp.experiments.evaluation import EvalSettings, evaluate, report
 from offramp.policies import parse
+from offramp.policies.policy import MemorylessPolicy
 from offramp.store.transcript import About, read_transcript
 from offramp.tasks.examples import Example, Splits
 from tests.cli.conftest import WORDS, write_tiny
@@ -63,6 +64,22 @@ def test_a_run_folder_and_its_store_score_alike(model, tmp_path):
     of_store = evaluate(store, data(), ["tune", "dev"], EvalSettings(policies=policy), log=silent)
     assert of_model == of_store
     assert [(found.split, found.num_rows, len(found.exits)) for found in of_model] == [("tune", 10, 4), ("dev", 30, 4)]
+
+
+class OfShortTexts(MemorylessPolicy):
+    """A policy of the user: texts of at most six tokens leave at once."""
+
+    def update(self, exit_index, evidence):
+        return evidence.lengths_B <= 6
+
+
+def test_policies_are_replayed_with_the_lengths_of_the_texts(model, tmp_path):
+    """As they run: from a new transcript, from one that is read again, and without."""
+    rows = [*data().examples["dev"], *(Example("the bank " * 5, 0) for _ in range(30))]
+    for transcript in (None, tmp_path / "t", tmp_path / "t"):
+        settings = EvalSettings(policies=(OfShortTexts(),), transcript=transcript)
+        (found,) = evaluate(model, Splits("toy", LABELS, ("accuracy",), {"dev": rows}), ["dev"], settings, log=silent)
+        assert found.policies[0].mean_exit == 2.5
 
 
 def test_the_transcript_holds_what_was_scored(model, tmp_path):

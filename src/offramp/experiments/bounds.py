@@ -16,7 +16,9 @@ from offramp.experiments.jobs import ORACLE, RANDOM
 from offramp.policies import Decider, Evidence, Policy, parse, replay
 
 
-def exits_of(rule: str, logits_KNC: np.ndarray, problem: str, seed: int) -> np.ndarray:
+def exits_of(
+    rule: str, logits_KNC: np.ndarray, problem: str, seed: int, lengths_N: np.ndarray | None = None
+) -> np.ndarray:
     """Return the exit, from 1, of each row [N] for `oracle`, or for `random:POLICY`, whose permutation has a seed."""
     num_exits, num_rows = logits_KNC.shape[:2]
     if rule == ORACLE:
@@ -24,7 +26,7 @@ def exits_of(rule: str, logits_KNC: np.ndarray, problem: str, seed: int) -> np.n
         return (answer_KN == answer_KN[-1]).argmax(axis=0) + 1
     policy = parse(rule[len(RANDOM) :], code=True)
     policy.check(num_exits, problem)
-    return np.random.default_rng(seed).permutation(replay(policy, logits_KNC, problem))
+    return np.random.default_rng(seed).permutation(replay(policy, logits_KNC, problem, lengths_N))
 
 
 class PlannedExits(Policy):

@@ -146,20 +146,25 @@ def evaluate(
             known = transcript and find_transcript(transcript, about, feature_size)
             if known:
                 log(f"{split}: already written to {known.path}")
-                truth_N, logits_KNC, path = known.labels_N, known.logits_NKC.swapaxes(0, 1), known.path
+                rows, logits_KNC, path = known, known.logits_NKC.swapaxes(0, 1), known.path
             else:
                 rows = rows_of(folder, facts, renamed, max_length, not data.labels, log)
                 _require_same(folder, digest_before)
-                truth_N = rows.labels_N
                 logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size, kept.digests_N)
-            reports.append(report(about, truth_N, logits_KNC, settings.policies, path and path.with_suffix(".json")))
+            where = path and path.with_suffix(".json")
+            reports.append(report(about, rows.labels_N, logits_KNC, settings.policies, where, rows.lengths_N))
     return reports
 
 
 def report(
-    about: About, truth_N: np.ndarray, logits_KNC: np.ndarray, policies: Sequence[Policy], path: Path | None = None
+    about: About,
+    truth_N: np.ndarray,
+    logits_KNC: np.ndarray,
+    policies: Sequence[Policy],
+    path: Path | None = None,
+    lengths_N: np.ndarray | None = None,
 ) -> SplitReport:
-    """Return the tables of one split, computed from the outputs of its exits [K, N, C]."""
+    """Return the tables of one split, computed from the outputs of its exits [K, N, C] and the tokens of its rows."""
     answer_KN = np.stack([answers(logits_NC) for logits_NC in logits_KNC])
     if about.problem == REGRESSION:
         distance_KN = np.abs(answer_KN - truth_N)
@@ -171,7 +176,7 @@ def report(
         agreement = score([metric], answer_KN[-1], answer_KN[index])["score"]
         exits.append(ExitRow(index + 1, scores, agreement, overthought_K[index]))
     for policy in policies:
-        exit_N = replay(policy, logits_KNC, about.problem)
+        exit_N = replay(policy, logits_KNC, about.problem, lengths_N)
         scores = score(about.metrics, truth_N, answer_at(logits_KNC, exit_N))
         replayed.append(PolicyRow(str(policy), scores, float(exit_N.mean())))
     overthinking = 100 * float(beats_KN.any(0).mean())

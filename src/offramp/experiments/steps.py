@@ -243,7 +243,8 @@ def _exits(step: Tree, log: Log) -> Any:
     sample = json.loads((Path(step["sample"]) / SAMPLE).read_text())
     transcript = read_transcript(Path(step["transcript"]), sample["split"])
     logits_KNC = transcript.logits_NKC.swapaxes(0, 1)
-    exits = spread(exits_of(step["rule"], logits_KNC, transcript.about.problem, step["seed"]).tolist(), step["rows"])
+    known = transcript.about.problem, step["seed"], transcript.lengths_N
+    exits = spread(exits_of(step["rule"], logits_KNC, *known).tolist(), step["rows"])
     if len(exits) != len(sample["truth"]):
         what = f"the transcript has {len(exits)} rows, the sample {len(sample['truth'])}"
         raise RefusedError(what, step["transcript"], "name another --out")
