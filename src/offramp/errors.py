@@ -130,6 +130,10 @@ class NonFiniteError(RefusedError):
     """A stage produced NaN or infinite numbers."""
 
 
+class ChangedError(RefusedError):
+    """A model or data were replaced while they were used."""
+
+
 class DiskFullError(OfframpError):
     """The device has no space left, or the system allows no more of it: a quota, or a limit of file sizes."""
 

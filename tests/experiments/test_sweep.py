@@ -8,12 +8,21 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
-from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, RefusedError, UsageError
+from offramp.errors import (
+    BudgetError,
+    ChangedError,
+    DiskFullError,
+    MissingExtraError,
+    OfframpError,
+    RefusedError,
+    UsageError,
+)
 from offramp.experiments import Grid, children, experiment, pools, prerequisites, results, steps, sweep
 from offramp.experiments.children import LostError
 from offramp.experiments.grid import read_recipe
@@ -26,6 +35,7 @@ from offramp.experiments.sweep import Plan, Runner, SweepSettings, estimated_sec
 from offramp.reporting.html_page import to_html
 from offramp.tasks import DataSpec
 from offramp.training import TrainSettings
+from tests.cli.conftest import write_tiny
 from tests.experiments import toy_worker
 from tests.processes import is_running, wait_until
 
@@ -120,6 +130,7 @@ def test_a_result_that_no_record_holds_is_a_failure_and_the_sweep_goes_on(in_pro
     [
         (BudgetError("x"), "memory"), (MissingExtraError("torch", "train"), "absent"), (UsageError("x"), "refused"),
         (LostError("x"), "killed"), (OfframpError("x"), "error"), (DiskFullError("x"), "disk"),
+        (ChangedError("x"), "changed"),
     ],
 )  # fmt: skip
 def test_kinds_of_failures(error, kind):
@@ -134,6 +145,50 @@ def test_a_full_disk_of_a_worker_stops_the_sweep_and_records_nothing(monkeypatch
     with pytest.raises(DiskFullError, match="records are kept"):
         run(TOYS, tmp_path / "out")
     assert (tmp_path / "out" / RECORDS).read_bytes() == b""
+
+
+def test_a_model_or_data_that_change_while_a_sweep_runs_end_it_without_a_record(monkeypatch, tmp_path):
+    def changed(job, *rest):
+        raise ChangedError("the model has changed", "m", "run the sweep again")
+
+    monkeypatch.setattr(pools, "run_worker", changed)
+    with pytest.raises(ChangedError, match="run the sweep again"):
+        run(TOYS, tmp_path / "out")
+    assert (tmp_path / "out" / RECORDS).read_bytes() == b""
+    each, source = experiment(model="m", exit="stage:3"), Source("m", "digest", True, 6)
+    job = sweep.Job("k", 1, each, {}, needs_of(each, source, None, tmp_path))
+    for digest, is_same in (("digest", True), ("another", False)):
+        outcome = {"result": {"run": {"store_sha256": digest}, "figures": {}}, "attempts": 1, "seconds": 1.0}
+        with nullcontext() if is_same else pytest.raises(ChangedError, match="the store has changed since the sweep"):
+            sweep._require_same_store(job, outcome)
+            sweep._require_same_store(job, {"error": {}})
+    sweep._require_same_store(sweep.Job("k", 1, each, {}, Needs(tmp_path)), outcome)
+
+
+def test_what_is_made_is_of_the_model_and_data_that_were_identified(tmp_path):
+    tiny = write_tiny(tmp_path / "model", exits=False)
+    (tmp_path / "t.tsv").write_text("".join(["sentence\tlabel\n", *(f"text {n}\t{n % 2}\n" for n in range(60))]))
+    spec = DataSpec(train=tmp_path / "t.tsv")
+    digest = _data_digest(asdict(spec), ignore)
+    for loss in (None, "pabee"):
+        each = experiment(model="m", train=str(tmp_path / "t.tsv"), **({"loss": loss} if loss else {}))
+        first, *others = needs_of(each, Source("m", "digest", False), digest, tmp_path).steps.values()
+        assert first.arguments["sha256"] == "digest" and not any("sha256" in step.arguments for step in others)
+        assert {step.arguments["data_sha256"] for step in (first, *others) if "data" in step.arguments} == {digest}
+    step = {"data": asdict(spec), "data_sha256": digest, "model": "m", "sha256": "digest"}
+    assert steps._load_unchanged(step, ignore).examples["train"]
+    steps._require_unchanged(step, "digest")
+    (tmp_path / "t.tsv").write_text((tmp_path / "t.tsv").read_text() + "more\t1\n")
+    with pytest.raises(
+        ChangedError, match=r"the data have changed since the sweep began - .*t\.tsv - run the sweep again"
+    ):
+        steps._load_unchanged(step, ignore)
+    with pytest.raises(ChangedError, match="the model has changed since the sweep began - m - run the sweep again"):
+        steps._require_unchanged(step, "another")
+    made = {"kind": "divide", "model": str(tiny), "out": str(tmp_path), "dtype": "fp32", "sha256": "of another"}
+    with pytest.raises(ChangedError, match="the model has changed"):
+        steps.take_step(made, ignore)
+    assert not (tmp_path / "store").exists() and steps.take_step({**made, "sha256": None}, ignore)
 
 
 def test_an_experiment_for_another_device_is_never_moved(in_process, tmp_path):

@@ -543,6 +543,9 @@ TABLE = [
         spoilt_results(foreign_record, "report out"), "or run the sweep again", elsewhere, again=False,
     ),
     closed("experiments/steps.py: the transcript has {} rows", "torn"),
+    closed("experiments/steps.py: the data have changed since the sweep began", "torn"),
+    closed("experiments/steps.py: the model has changed since the sweep began", "torn"),
+    closed("experiments/sweep.py: the store has changed since the sweep began", "torn"),
     corrected(
         "experiments/steps.py: each process reads the data again",
         identified("pipe"), "give a file", identified("mine.tsv"),

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from offramp.errors import (
     AbsentError,
     BudgetError,
+    ChangedError,
     DiskFullError,
     OfframpError,
     RefusedError,
@@ -35,9 +36,11 @@ Outcome = dict[str, Any]
 MAX_ATTEMPTS = 2
 """Attempts for a job whose process is killed. Other failures are not tried again."""
 _CONNECT_SECONDS = 10
+CHANGED = "changed"
+"""Kind of the failure of a job whose model or data were replaced while the sweep ran."""
 _KINDS: dict[type, str] = {
     LostError: "killed", TimedOutError: "timeout", BudgetError: "memory", AbsentError: "absent",
-    DiskFullError: "disk", UsageError: "refused", RefusedError: "refused",
+    DiskFullError: "disk", ChangedError: CHANGED, UsageError: "refused", RefusedError: "refused",
 }  # fmt: skip
 """Class of an error -> kind of the failure in records; `error` for others."""
 

@@ -114,12 +114,20 @@ class Needs:
     """Model and data of the experiment, as the recipe names them."""
     rival_step: Mapping[str, str] = field(default_factory=dict)
     """Name, model and interpreter of the rival."""
+    data_sha256: str | None = None
+    model_sha256: str | None = None
+    store_sha256: str | None = None
+    """Digests of the data, the model folder and the store that are measured as they are: none may change meanwhile."""
 
     def add(self, kind: str, about: Any, needs: tuple[Path, ...] = (), **arguments: Any) -> Path:
         """Add a step whose key is a hash of `about`; return its folder."""
         folder, engine = self.made / f"{kind}-{digest_of([kind, about])}", arguments.pop("engine", EngineConfig())
         names = tuple(need.name for need in needs if need.name in self.steps)
         data = "" if kind in _OF_MODELS and not names else self.data
+        if self.model_sha256 is not None and kind in ("divide", "train") and not names:  # of the model itself
+            arguments["sha256"] = self.model_sha256
+        if "data" in arguments:
+            arguments["data_sha256"] = self.data_sha256
         self.steps[folder.name] = Prerequisite(kind, folder, arguments, names, engine, self.model, data)
         return folder
 
@@ -132,8 +140,8 @@ def needs_of(
 
     Raises UsageError for options that contradict each other.
     """
-    data = None if each.data is None else each.data.task or each.data.train or each.data.dev
-    needs = Needs(made, engine=each.engine, model=each.model, data="" if data is None else str(data))
+    needs = Needs(made, engine=each.engine, model=each.model, data=_name_of(each.data))
+    needs.data_sha256, needs.model_sha256 = data_sha256, None if source is None or source.is_store else source.sha256
     if each.job == STREAM and source is not None:
         needs.model = _streamed_folder(each, source)
     if each.job != MEASURE or source is None:
@@ -143,7 +151,7 @@ def needs_of(
     needs.engine = each.engine
     model, digest, before = _model(needs, each, source, data_sha256)
     if source.is_store and each.training is None and each.dtype == FP32:
-        needs.store, stored = model, digest
+        needs.store, needs.store_sha256, stored = model, digest, digest
     else:
         divided = needs.add("divide", [digest, each.dtype], before, model=model, dtype=each.dtype)
         needs.store, stored = str(divided / STORE), divided.name
@@ -172,6 +180,11 @@ def needs_of(
         else:
             _bound(needs, each, needs.sample, transcript)
     return needs
+
+
+def _name_of(data: DataSpec | None) -> str:
+    """Return the name of data in messages."""
+    return "" if data is None else str(data.task or data.train or data.dev)
 
 
 def _as_read(data: DataSpec | None, sha256: str | None) -> str | None:
@@ -341,6 +354,7 @@ def measuring_job(each: Experiment, number: int, needs: Needs) -> WorkerJob:
     """Return the job of round `number` of an experiment whose prerequisites are made."""
     if each.job != MEASURE:
         step = {"kind": each.job, "experiment": each.to_json(), "round": number, "model": needs.model}
+        step["sha256"] = needs.model_sha256
         return WorkerJob("step", "", step=step)
     engine, inputs = needs.engine, InputSource()
     if needs.sample is not None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import OfframpError, RefusedError, UsageError, missing
+from offramp.errors import ChangedError, OfframpError, RefusedError, UsageError, missing
 from offramp.experiments.figures import SAMPLE
 from offramp.experiments.jobs import WorkerJob, described
 from offramp.measure import median
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 EXITS, POLICY, PROFILE, RUN, STORE = "exits.json", "policy.json", "profile.json", "run", "store"
 """Names of what steps make, in the folder of the step."""
+RUN_AGAIN = "run the sweep again: it measures what is there now"
 LATENCY_OF = "latency_of"
 """Goal of `tune:latency=RULE`: the mean latency of this rule on the tune split."""
 Tree = Mapping[str, Any]
@@ -146,13 +148,23 @@ def _load(tree: Tree, log: Log, problem: str | None = None, labels: Any = None) 
     return load(spec, log)
 
 
+def _load_unchanged(step: Tree, log: Log, problem: str | None = None, labels: Any = None) -> Splits:
+    """Load the data of a step. Raises ChangedError if its files are not those that the sweep has identified."""
+    tree, data = step["data"], _load(step["data"], log, problem, labels)
+    known = step.get("data_sha256")
+    if known is not None and tree["task"] is None and _data_digest(tree, log) != known:
+        raise ChangedError("the data have changed since the sweep began", tree["train"] or tree["dev"], RUN_AGAIN)
+    return data
+
+
 def _train(step: Tree, log: Log) -> Any:
     from offramp.checkpoints.source import read_training
     from offramp.training import TrainSettings, train_exits
 
     out = Path(step["out"]) / RUN
     if read_training(out) is None:
-        data = _load(step["data"], log)
+        _require_identified(step)
+        data = _load_unchanged(step, log)
         facts = {"labels": data.labels, "metrics": data.metrics, "progress": log}
         cut = {"task": data.name, "split_seed": step["data"]["split_seed"], "cuts_dev": data.cuts_dev}
         train, tune = data.examples.get("train") or [], data.examples.get("tune") or []
@@ -163,13 +175,34 @@ def _train(step: Tree, log: Log) -> Any:
 def _divide(step: Tree, log: Log) -> Any:
     from offramp.division import divide
     from offramp.runtime.footprint import tune_allocator
+    from offramp.store import Store
     from offramp.store.reader import is_store
 
     out = Path(step["out"]) / STORE
     if not is_store(out):
         tune_allocator()
         divide(step["model"], out, dtype=step["dtype"], say=log)
+    with Store(out, "never") as store:
+        fingerprint = store.manifest.source.fingerprint
+    if step.get("sha256") not in (None, fingerprint):
+        shutil.rmtree(out)  # it is not what the folder of the step is named after
+    _require_unchanged(step, fingerprint)
     return {"store": str(out)}
+
+
+def _require_identified(step: Tree) -> None:
+    """Raise ChangedError if the model folder of a step is not the one that the sweep has identified."""
+    from offramp.checkpoints.source import open_source
+
+    if step.get("sha256") is not None:
+        with open_source(Path(step["model"])) as source:
+            _require_unchanged(step, source.fingerprint())
+
+
+def _require_unchanged(step: Tree, fingerprint: str) -> None:
+    """Raise ChangedError if this is not the fingerprint of the model that the sweep has identified."""
+    if step.get("sha256") not in (None, fingerprint):
+        raise ChangedError("the model has changed since the sweep began", step["model"], RUN_AGAIN)
 
 
 def _sample(step: Tree, log: Log) -> Any:
@@ -185,7 +218,7 @@ def _sample(step: Tree, log: Log) -> Any:
     out, tree = Path(step["out"]), step["data"]
     with Store(step["store"], "never") as store:
         require_head(store.manifest, store.path)
-        data = _load(tree, log, store.program.problem, store.labels)
+        data = _load_unchanged(step, log, store.program.problem, store.labels)
         cut = {"task": data.name, "split_seed": tree["split_seed"], "cuts_dev": data.cuts_dev}
         if not step["include"]:
             require_same_cut(store.path, cut, [step["split"]])
@@ -207,7 +240,7 @@ def _transcript(step: Tree, log: Log) -> Any:
 
     folder = Path(step["model"])
     facts = classifier_facts(folder)
-    data = _load(step["data"], log, str(facts.problem), facts.labels)
+    data = _load_unchanged(step, log, str(facts.problem), facts.labels)
     settings = EvalSettings(
         max_length=step["max_length"], transcript=Path(step["out"]), include_training_rows=step["include"]
     )
@@ -269,6 +302,7 @@ def _convert(step: Tree, log: Log) -> Any:
 def _stream(step: Tree, log: Log) -> Any:
     from offramp.experiments.bitwise import stream_model
 
+    _require_identified(step)
     return stream_model(step, log)
 
 

@@ -19,10 +19,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import DiskFullError, OfframpError
+from offramp.errors import ChangedError, DiskFullError, OfframpError
 from offramp.experiments.children import Log, error_of, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
-from offramp.experiments.pools import LocalPool, Outcome, Pool, failure_of, run_all
+from offramp.experiments.pools import CHANGED, LocalPool, Outcome, Pool, failure_of, run_all
 from offramp.experiments.prerequisites import (
     MADE,
     TIMED,
@@ -37,7 +37,7 @@ from offramp.experiments.prerequisites import (
 from offramp.experiments.results import FORMAT, Record, Results, TooLargeError
 from offramp.experiments.results import MADE as MADE_FOLDER
 from offramp.experiments.specification import INPUTS, MEASURE, STREAM, TOY, Experiment, names_of
-from offramp.experiments.steps import PROFILE
+from offramp.experiments.steps import PROFILE, RUN_AGAIN
 from offramp.measure import median
 from offramp.policies.own import python_files
 from offramp.runtime.profile import profile_from_json, save_profile
@@ -238,7 +238,7 @@ class Runner:
     def run(self, plan: Plan) -> None:
         """Make what is needed, run the jobs, and note in the plan which failed.
 
-        Raises DiskFullError, after which the sweep can be continued.
+        Raises DiskFullError and ChangedError, after which the sweep can be continued.
         """
         num_before = len(self.results.records)
         for record in self.results.records:
@@ -275,7 +275,7 @@ class Runner:
 
     def _note_made(self, step: Prerequisite, outcome: Outcome) -> None:
         if "error" in outcome:
-            self._require_disk(outcome)
+            self._require_more(outcome)
             what = f"{step.kind} failed: {outcome['error']['what']}"
             self._failed[step.name] = {**outcome["error"], "what": what}
             self.log(f"offramp: warning: {step.name}: {outcome['error']['what']}")
@@ -309,6 +309,7 @@ class Runner:
 
     def _add(self, job: Job, outcome: Outcome, beside: int) -> None:
         """Add the record of a job that has ended, and tell of it."""
+        _require_same_store(job, outcome)
         try:
             self.results.add(self._record(job, outcome, beside))
         except TooLargeError as error:
@@ -324,7 +325,7 @@ class Runner:
         about |= {"experiment": job.experiment.to_json(), "inputs": dict(job.inputs)}
         reason = outcome.get("error")
         if reason is not None:
-            self._require_disk(outcome)
+            self._require_more(outcome)
             if reason["kind"] in _REPEATED:
                 self._refused[job.key] = reason
             found = {"status": FAILED, "reason": dict(reason), "figures": {}, "samples": {}}
@@ -334,11 +335,13 @@ class Runner:
         ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return {**about, **found, **facts, "git": self._git, "ended": ended}
 
-    def _require_disk(self, outcome: Outcome) -> None:
-        """Raise DiskFullError for a job that failed because of it: it is not the job's fault, and has no record."""
+    def _require_more(self, outcome: Outcome) -> None:
+        """Raise the error of a job after which a sweep ends, since it has no record: DiskFullError, ChangedError."""
         reason = outcome["error"]
         if reason["kind"] == "disk":
             raise DiskFullError(reason["what"], reason["where"], "free some space and run again: records are kept")
+        if reason["kind"] == CHANGED:
+            raise ChangedError(reason["what"], reason["where"], reason["remedy"])
 
     def _num_timed(self) -> int:
         return self.settings.num_jobs if self.settings.share_cores else 1
@@ -346,6 +349,13 @@ class Runner:
     def _workers(self, num_workers: int) -> int:
         """Return how many jobs run at once. Machines of a scheduler do not share cores."""
         return num_workers if self.pool.is_here else self.pool.num_workers
+
+
+def _require_same_store(job: Job, outcome: Outcome) -> None:
+    """Raise ChangedError if a store that is measured as it is was replaced since the sweep began."""
+    run = outcome.get("result", {}).get("run") or {}
+    if job.needs.store_sha256 is not None and run.get("store_sha256", job.needs.store_sha256) != job.needs.store_sha256:
+        raise ChangedError("the store has changed since the sweep began", job.needs.store, RUN_AGAIN)
 
 
 def _limit(each: Experiment) -> float | None:
