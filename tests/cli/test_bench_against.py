@@ -95,6 +95,8 @@ def test_rivals_stand_beside_the_budgets_and_records_are_kept(run, store, fake, 
     assert "offramp 2048MiB" in again.out and "disk: exit 1" in again.out
     more = run(*words, "--max-length", "4")
     assert more.code == 1, "other inputs are measured"
+    monkeypatch.setattr(against, "machine", lambda: {"cpu_model": "another"})
+    assert run(*words).code == 1, "records of another machine do not count"
 
 
 def _absent(real):

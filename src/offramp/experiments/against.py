@@ -30,6 +30,7 @@ from offramp.experiments.rivals import (
     versions,
 )
 from offramp.measure import default_threads
+from offramp.measure.hardware import machine
 from offramp.profiling.random_inputs import random_length, random_numbers
 from offramp.reporting.comparison import Candidate
 from offramp.runtime.config import EngineConfig
@@ -270,11 +271,13 @@ def _read_back(folders: Sequence[Path]) -> None:
 class Records:
     """Records of processes in a file, one JSON line each, appended when a process has ended; None: not kept.
 
+    Those of another machine do not count, unless they do not name theirs, as older ones do not.
+
     Raises UsageError for a file of other content. An incomplete last line, of a process that was killed, is dropped.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self._path, self._machine = path, machine()
         lines = path.read_bytes().splitlines(keepends=True) if path is not None and path.exists() else []
         if path is not None and lines and not lines[-1].endswith(b"\n"):
             path.write_bytes(b"".join(lines := lines[:-1]))
@@ -283,7 +286,8 @@ class Records:
     def of(self, trial: Trial, comparison: Comparison) -> list[dict[str, Any]]:
         """Return the records of a trial: those of its rounds, and with a memory group the one in it."""
         keys = {trial.key} if comparison.group_bytes is None else {trial.key, _group_key(trial, comparison)}
-        return [each for each in self._records if each["key"] in keys and (each["round"] or 0) < comparison.rounds]
+        here = [each for each in self._records if each.get("machine") in (None, self._machine)]
+        return [each for each in here if each["key"] in keys and (each["round"] or 0) < comparison.rounds]
 
     def lacks(self, trial: Trial, number: int | None, comparison: Comparison) -> bool:
         """Return whether a round of a trial, or its run in the memory group, has no result yet.
@@ -296,7 +300,7 @@ class Records:
     def add(self, trial: Trial, number: int | None, comparison: Comparison, message: dict[str, Any]) -> None:
         """Append a record."""
         key = trial.key if number is not None else _group_key(trial, comparison)
-        record = {"key": key, "name": trial.name, "round": number, **message}
+        record = {"key": key, "name": trial.name, "round": number, "machine": self._machine, **message}
         self._records.append(record)
         if self._path is not None:
             with self._path.open("a") as file:

@@ -9,6 +9,7 @@ from typing import Any
 from offramp.experiments.children import Log, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
+from offramp.session.records import SUMS
 
 
 def run_rounds(jobs: Mapping[str, WorkerJob], rounds: int, log: Log) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -41,8 +42,9 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     latencies = [seconds for record in records for seconds in record["latencies_seconds"]]
     kept = {key: value for key, value in records[0].items() if key not in ("latencies_seconds", "texts")}
-    for key in ("bound_seconds", "bytes_read_per_input", "seconds_total"):
-        kept[key] = median([record[key] for record in records])
+    for key in ("bound_seconds", "bytes_read_per_input", *SUMS):
+        values = [record[key] for record in records]
+        kept[key] = values[0] if len(set(values)) == 1 else median(values)
     kept["peak_rss_bytes"] = max(record["peak_rss_bytes"] for record in records)
     kept["latency_seconds_median"] = median(latencies)
     for percent in (95, 99):
