@@ -57,3 +57,6 @@ def test_texts_images_and_records_are_read_from_one_place(tmp_path):
     for place in (tmp_path / "images", tmp_path / "images" / "a.png"):
         assert list(read_inputs(place)) == [Image(tmp_path / "images" / "a.png")]
     assert [record.arrays["x"].shape for record in read_inputs(tmp_path / "r.npz")] == [(2,)] * 3
+    for place, kind in (("images", "images"), ("r.npz", "arrays")):
+        with pytest.raises(UsageError, match=f"are for texts, the inputs are {kind} - .*{place} - leave them out"):
+            read_inputs(tmp_path / place, None, "b")

@@ -95,6 +95,20 @@ def test_what_is_no_text_is_refused(cell):
         field(("here", {"text": cell}), "text")
 
 
+def test_options_of_the_layout_are_never_ignored(tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text('text,label\n"a" b,1\n"c",2\n')
+    found = [tuple(cells.values()) for _, cells in read_table(path, Layout(quotes=False))]
+    assert found == [('"a" b', "1"), ('"c"', "2")]
+    with pytest.raises(UsageError, match="not CSV"):
+        list(read_table(path))
+    (tmp_path / "some.txt").write_text("text\na film\n")
+    for layout in (Layout(header=True), Layout(quotes=True)):
+        with pytest.raises(UsageError, match="plain text has no header and no quotes"):
+            read_texts(tmp_path / "some.txt", layout=layout)
+    assert len(list(read_texts(tmp_path / "some.txt", layout=Layout(header=False, quotes=False)))) == 2
+
+
 def test_rows_of_a_table_in_memory(tmp_path):
     pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
     found = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]

@@ -71,9 +71,15 @@ def read_inputs(source: Union[str, Path], *columns: Any, **options: Any) -> Iter
     """
     from offramp.tasks import images, tables
 
-    if images.is_image_source(source):
+    are_images, are_arrays = images.is_image_source(source), str(source).endswith(".npz")
+    if any(columns) and (are_images or are_arrays):
+        kind = "images" if are_images else "arrays"
+        raise UsageError(
+            f"--text-column and --pair-column are for texts, the inputs are {kind}", source, "leave them out"
+        )
+    if are_images:
         return images.images_at(Path(source))
-    if str(source).endswith(".npz"):
+    if are_arrays:
         from offramp.tasks.arrays import records_at
 
         return records_at(Path(source))

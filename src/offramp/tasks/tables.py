@@ -55,7 +55,7 @@ class Layout:
     """True if the first line of a TSV or CSV file names the columns; without a header they are `1`, `2`, ..."""
     quotes: Optional[bool] = None
     """True if fields of a TSV file are in double quotes, as pandas writes them where they hold tabs, line breaks or
-    quotes. Fields of CSV files always may be."""
+    quotes. Fields of CSV files may be in quotes, unless it is False."""
     columns: Tuple[str, ...] = ()
     """Names of the columns of a TSV or CSV file without a header."""
     guesses_header: bool = False
@@ -201,7 +201,8 @@ def _split_csv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -
     is_spaced = bool(first) and has_spaced_fields(first[0][1])
     if is_spaced:
         notes.log(f"{first[0][0]}: spaces after commas are removed")
-    return _split_quoted(_joined(first, lines), ",", is_spaced=is_spaced)
+    is_quoted = layout.quotes is not False
+    return _split_quoted(_joined(first, lines), ",", is_spaced=is_spaced, is_quoted=is_quoted)
 
 
 def _with_separator(lines: Iterator[Line], mark: str, layout: Layout, notes: Notes) -> Iterator[Line]:
@@ -227,12 +228,15 @@ def _joined(first: List[Line], others: Iterator[Line]) -> Iterator[Line]:
     return itertools.chain((first.pop(0) for _ in range(len(first))), others)
 
 
-def _csv_reader(lines: Iterable[str], mark: str, *, is_spaced: bool = False) -> Any:
+def _csv_reader(lines: Iterable[str], mark: str, *, is_spaced: bool = False, is_quoted: bool = True) -> Any:
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # the default refuses 131,072 characters
-    return csv.reader(lines, delimiter=mark, strict=True, skipinitialspace=is_spaced)
+    quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    return csv.reader(lines, delimiter=mark, strict=True, skipinitialspace=is_spaced, quoting=quoting)
 
 
-def _split_quoted(lines: Iterator[Line], mark: str, *, is_spaced: bool = False) -> Iterator[Tuple[str, List[str]]]:
+def _split_quoted(
+    lines: Iterator[Line], mark: str, *, is_spaced: bool = False, is_quoted: bool = True
+) -> Iterator[Tuple[str, List[str]]]:
     place = ""
 
     def texts() -> Iterator[str]:
@@ -242,7 +246,7 @@ def _split_quoted(lines: Iterator[Line], mark: str, *, is_spaced: bool = False) 
             yield line[1]
 
     try:
-        for cells in _csv_reader(texts(), mark, is_spaced=is_spaced):
+        for cells in _csv_reader(texts(), mark, is_spaced=is_spaced, is_quoted=is_quoted):
             yield place, cells
     except csv.Error as error:
         what = f"not {'CSV' if mark == ',' else 'TSV with quotes'} ({error})"
@@ -419,6 +423,8 @@ def read_texts(
     is_plain = not is_frame(source) and layout.format_of(source) == PLAIN
     if is_plain and (text_column is not None or pair_column is not None):
         raise UsageError("plain text has no columns", source, "give a table, or --input-format, or name no column")
+    if is_plain and (layout.header or layout.quotes):
+        raise UsageError("plain text has no header and no quotes", source, "give --input-format csv, or another table")
     names = text_column, pair_column
     found = _plain_texts(source, layout, notes) if is_plain else _table_texts(source, names, layout, notes)
     texts, first = _counted(found, notes), []
