@@ -38,6 +38,11 @@ class Guard:
 GUARDS = (
     Guard("split of a transcript", "if found.about.split != split:", "if False:", ("test_transcript",)),
     Guard("labels as texts", "if spec.label_column in columns:", "if False:", ("test_data",)),
+    Guard("ways to read files", "return digest_of([sha256, {**options, **roles}])", "return sha256", ("test_sweep",)),
+    Guard("changed inputs of a sweep", 'if reason["kind"] == CHANGED:', "if False:", ("test_sweep",)),
+    Guard("rows of changed contents", "if has_changed(first, second):", "if False:", ("test_report",)),
+    Guard("order of a table", "(_shuffled(loss_N) + 1)", "(loss_N + 1)", ("test_certify",)),
+    Guard("NaN in a config", "_require_no_nan(config)", "pass", ("test_config",)),
     Guard("graph size", "if graph.bytes > m.MAX_GRAPH_BYTES:", "if False:", ("test_manifest",)),
     Guard(
         "graphs of templates",

@@ -12,7 +12,7 @@ import numpy as np
 
 import offramp
 from offramp.program.program import Texts
-from offramp.tasks import arrays, data, images, lines, pixels, tables
+from offramp.tasks import arrays, data, encoders, images, lines, pixels, tables
 from offramp.tasks.data import DataSpec
 from offramp.tasks.tables import Layout
 from offramp.tasks.text import TextEncoder
@@ -520,6 +520,14 @@ TABLE = [
         ),
         name="in.txt",
     ),
+    call(
+        "tasks/tables.py: plain text has no header and no quotes",
+        "sentence\na film\n",
+        texts("in.txt", header=True),
+        "give --input-format csv",
+        texts("in.txt", header=True, format="csv"),
+        name="in.txt",
+    ),
     mended(
         "tasks/tables.py: {} fields, {} are expected", "sentence\tlabel\na\tb\tc\n", "separate fields as the first line"
     ),
@@ -679,7 +687,7 @@ TABLE = [
     ),
     mended("tasks/data.py: column {} is empty", GOOD + " \tone\n", "correct the row, or drop it"),
     mended(
-        "tasks/data.py: label {} is none of",
+        "tasks/examples.py: label {} is none of",
         GOOD + "a\tthree\n",
         "correct the line",
         read=labelled(labels=("one", "two")),
@@ -695,6 +703,12 @@ TABLE = [
         lambda w: DataSpec(data="x", dev="x.tsv"),
         "give a task",
         lambda w: DataSpec(data="x", task="sst2"),
+    ),
+    corrected(
+        "tasks/data.py: a task of GLUE has columns of its own",
+        lambda w: DataSpec(task="sst2", text_column="body"),
+        "leave it out, or give a table in place of the task",
+        lambda w: (DataSpec(task="sst2"), DataSpec(train="x.tsv", text_column="body")),
     ),
     corrected(
         "tasks/data.py: a table in memory has no JSON form",
@@ -1015,6 +1029,12 @@ TABLE = [
         lambda w: opened(w, 8),
         "leave out max_length",
         lambda w: opened(w, None),
+    ),
+    corrected(
+        "tasks/encoders.py: --text-column and --pair-column are for texts",
+        lambda w: encoders.read_inputs(w.copy("images"), "body"),
+        "leave them out",
+        lambda w: encoders.read_inputs(w.copy("images")),
     ),
     odd_processor("tasks/processors.py: unknown image processor", {"image_processor_type": "OddImageProcessor"}),
     odd_processor(

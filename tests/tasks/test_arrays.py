@@ -8,6 +8,7 @@ from offramp.errors import UsageError
 from offramp.tasks import DataSpec, load
 from offramp.tasks.arrays import ArrayInputs, Record, records_at
 from offramp.tasks.examples import digest
+from offramp.tasks.lines import silent
 from offramp.tasks.rows import ArrayRows
 
 RNG = np.random.default_rng(0)
@@ -20,7 +21,7 @@ def write(path, num=60, **arrays):
 
 
 def load_arrays(train, dev=None, **fields):
-    return load(DataSpec(train=train, dev=dev, **fields))
+    return load(DataSpec(train=train, dev=dev, **fields), silent)
 
 
 def test_a_file_is_cut_by_content(tmp_path):
@@ -78,12 +79,30 @@ def test_arrays_that_do_not_fit_are_refused(arrays, told, tmp_path):
         load_arrays(path, None)
 
 
+def test_labels_of_arrays_are_read_as_those_of_a_table(tmp_path):
+    """Numbers by value, and ids only where none is a name: 0 and 1 were one class of a model with labels 1 and 2."""
+    path = write(tmp_path / "d.npz", label=np.arange(60) % 2 / 1.0)
+    assert load_arrays(path, None).labels == ("0", "1")
+    assert {example.label for example in load_arrays(None, path, labels=("0", "1")).examples["dev"]} == {0, 1}
+    for labels in (("1", "2"), ("1", "0.5")):
+        with pytest.raises(UsageError, match="label '0' is none of"):
+            load_arrays(None, path, labels=labels)
+    said, spec = [], DataSpec(dev=path, labels=("no", "yes"))
+    assert [example.label for example in load(spec, said.append).examples["dev"][:3]] == [0, 1, 0]
+    assert said == [f"{path}: labels are read as ids of the model's labels: 0 = no, 1 = yes"]
+    for labels, told in ((np.where(np.arange(60) == 7, np.nan, 1.0), "null or NaN"), (np.array([b"x"] * 60), "bytes")):
+        with pytest.raises(UsageError, match=told):
+            load_arrays(write(tmp_path / "e.npz", label=labels), None)
+
+
 def test_what_is_no_file_of_arrays_is_refused(tmp_path):
     (tmp_path / "d.npz").write_text("no zip")
     (tmp_path / "e.npz").write_bytes(b"PK\3\4 torn")
     for name, told in (("absent.npz", "no such file"), ("d.npz", "no arrays"), ("e.npz", "no arrays")):
         with pytest.raises(UsageError, match=told):
             records_at(tmp_path / name)
+    with pytest.raises(UsageError, match="text_column and pair_column are for texts, the data are arrays"):
+        load_arrays(None, write(tmp_path / "g.npz"), text_column="x")
     with pytest.raises(UsageError, match="label 'b' is none of"):
         load_arrays(None, write(tmp_path / "f.npz"), labels=("a", "c"))
 

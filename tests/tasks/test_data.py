@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import threading
@@ -113,6 +114,16 @@ def test_ids_of_the_labels_of_a_model_are_labels(tmp_path, labels):
     for wrong in ((0, 1, 2, 3), (0, -1), (0, labels[1]), ("00", 1)):
         with pytest.raises(UsageError, match="is none of"):
             load(spec(*wrong), said.append)
+
+
+def test_labels_in_another_case_are_those_of_the_model(tmp_path):
+    rows = [{"text": f"text {number}", "label": each} for number, each in enumerate(("Bad", "GOOD", "bad"))]
+    dev, said = write(tmp_path / "d.jsonl", rows), []
+    spec = DataSpec(dev=dev, text_column="text", labels=("good", "bad"))
+    assert [example.label for example in load(spec, said.append).examples["dev"]] == [1, 0, 1]
+    assert said == [f"{dev}:1: labels are read as the model's labels, whatever their case: Bad = bad, GOOD = good"]
+    with pytest.raises(UsageError, match="'Bad' is none of bad, BAD"):
+        load(dataclasses.replace(spec, labels=("bad", "BAD")), said.append)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +298,12 @@ def test_paths_and_lists_are_accepted_and_stored_as_strings_and_tuples(tmp_path)
         ({"task": "rte", "train": "t.csv"}, UsageError, "both a task and a table"),
         ({"train": "t.csv", "data": "glue"}, UsageError, "data names a folder of GLUE, and no task is given - glue"),
         ({"task": "colla"}, UsageError, "unknown task 'colla' - known are cola"),
+        (
+            {"task": "rte", "text_column": "a", "header": True},
+            UsageError,
+            "and text_column, header would have no effect",
+        ),
+        ({"task": "rte", "label_column": "c"}, UsageError, "and label_column would have no effect"),
         ({"train": 7}, TypeError, "PathLike"),
         ({"train": "t.csv", "text_column": 7}, ValueError, "text_column must be str or NoneType, not 7"),
         ({"train": "t.csv", "label_column": None}, ValueError, "label_column must be str, not None"),

@@ -18,9 +18,11 @@ import numpy as np
 from offramp.errors import UsageError, missing
 from offramp.program.inputs import Batch
 from offramp.store.files import open_plain
-from offramp.tasks.examples import Example, parse_label, sorted_labels
+from offramp.tasks.examples import Example, ids_by_name, parse_label, sorted_labels
 from offramp.tasks.images import Image
+from offramp.tasks.lines import Log, silent
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
+from offramp.tasks.tables import label_field
 
 SUFFIX = ".npz"
 _REMEDY = "save one array for each argument with numpy.savez; the first axis of each counts records"
@@ -113,22 +115,26 @@ def records_at(path: Path) -> list[Record]:
 
 def array_labels(path: Path, column: str) -> list[str]:
     """Return the distinct labels in the array `column` of an .npz file, sorted. Raises UsageError."""
-    return sorted_labels({str(found) for found in _label_array(_arrays(path), column, path)}, column, path)
+    return sorted_labels(set(_labels(_arrays(path), column, path)), column, path)
 
 
-def labelled_records(path: Path, labels: Sequence[str], column: str) -> Iterator[Example]:
-    """Yield the records of an .npz file with their labels, which are names or ids; numbers if `labels` is empty.
+def labelled_records(path: Path, labels: Sequence[str], column: str, log: Log = silent) -> Iterator[Example]:
+    """Yield the records of an .npz file with their labels: names, or where none is a name, ids; numbers if `labels` is
+    empty. `log` receives a line where they are ids.
 
     Raises UsageError for arrays that do not fit together, and for a label that is not one of `labels`.
     """
     arrays = _arrays(path)
-    names = _label_array(arrays, column, path)
+    names = _labels(arrays, column, path)
     del arrays[column]
     records = _records(arrays, path)
     if len(names) != len(records):
         raise UsageError(f"{len(records)} records and {len(names)} labels", path, _REMEDY)
+    ids, notice = ids_by_name(names, labels, bool(labels))
+    if notice is not None:
+        log(f"{path}: {notice}")
     for index, (record, name) in enumerate(zip(records, names)):
-        yield Example(record, parse_label(str(name), labels, f"{path}[{index}]"))
+        yield Example(record, parse_label(name, labels, f"{path}[{index}]", ids))
 
 
 def _array(part: Any) -> np.ndarray:
@@ -136,10 +142,12 @@ def _array(part: Any) -> np.ndarray:
     return part.detach().cpu().numpy() if hasattr(part, "detach") else np.asarray(part)
 
 
-def _label_array(arrays: Mapping[str, np.ndarray], column: str, path: Path) -> np.ndarray:
+def _labels(arrays: Mapping[str, np.ndarray], column: str, path: Path) -> list[str]:
+    """Return the labels of all records as text, as those of a table are read. Raises UsageError."""
     if column not in arrays or arrays[column].ndim != 1:
         raise UsageError(f"no array {column!r} of labels, found {', '.join(arrays)}", path, "name it by --label-column")
-    return arrays[column]
+    cells = arrays[column].tolist()
+    return [label_field((f"{path}[{index}]", {column: cell}), column) for index, cell in enumerate(cells)]
 
 
 def _records(arrays: Mapping[str, np.ndarray], path: Path) -> list[Record]:

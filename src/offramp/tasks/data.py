@@ -14,7 +14,7 @@ from offramp.errors import UsageError
 from offramp.program.checks import require_known
 from offramp.tasks import arrays, images
 from offramp.tasks.columns import TEXT_COLUMNS
-from offramp.tasks.examples import Example, Splits, cut, label_notices, parse_label, sorted_labels
+from offramp.tasks.examples import Example, Splits, cut, ids_by_name, label_notices, parse_label, sorted_labels
 from offramp.tasks.frames import frame_name, is_frame
 from offramp.tasks.glue import load_files, load_hub, task_of
 from offramp.tasks.lines import MAX_PLACES, Log, Notes
@@ -27,7 +27,6 @@ from offramp.tasks.tables import (
     note_columns,
     read_table,
     require_columns,
-    same_label,
     text_columns,
     text_of,
 )
@@ -92,6 +91,7 @@ class DataSpec:
             raise UsageError("data names a folder of GLUE, and no task is given", self.data, "give a task")
         if self.task:
             task_of(self.task)
+            self._require_own_columns()
 
     def _require_types(self) -> None:
         for name, value in vars(self).items():
@@ -102,6 +102,18 @@ class DataSpec:
             raise ValueError(f"labels must be names, at least one, not {self.labels}")
         if self.labels is not None and self.regression:
             raise ValueError(f"labels must be None for a regression, not {self.labels}")
+
+    def _require_own_columns(self) -> None:
+        """Raise UsageError for the layout of a table, which a task of GLUE does not need."""
+        given = [
+            name
+            for name in ("text_column", "pair_column", "format", "header", "quotes")
+            if getattr(self, name) is not None
+        ]
+        given += [] if self.label_column == "label" else ["label_column"]
+        if given:
+            what = f"a task of GLUE has columns of its own, and {', '.join(given)} would have no effect"
+            raise UsageError(what, None, "leave it out, or give a table in place of the task")
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as a JSON object, which `from_json` reads.
@@ -166,8 +178,11 @@ def _readers_of(spec: DataSpec, source: Any, log: Log) -> _Readers:
     paths = [str(each) for each in own if not is_frame(each)]
     has_frames = len(paths) < len(own)
     if not has_frames and all(path.endswith(arrays.SUFFIX) for path in paths):
+        if spec.text_column or spec.pair_column:
+            what = "text_column and pair_column are for texts, the data are arrays"
+            raise UsageError(what, paths[0], "leave them out")
         column = spec.label_column
-        return partial(arrays.array_labels, Path(source), column), partial(_records, Path(source), column)
+        return partial(arrays.array_labels, Path(source), column), partial(_records, Path(source), column, log)
     if has_frames or not all(images.is_image_source(path) for path in paths):
         rows = list(_table_rows(spec, source, log))
         return partial(_table_labels, spec, source, rows, log), partial(_table_examples, spec, rows, log)
@@ -178,8 +193,8 @@ def _readers_of(spec: DataSpec, source: Any, log: Log) -> _Readers:
     return partial(images.class_names, Path(source)), partial(images.labelled_images, Path(source))
 
 
-def _records(path: Path, column: str, labels: Sequence[str]) -> Iterator[Example]:
-    return arrays.labelled_records(path, labels, column)
+def _records(path: Path, column: str, log: Log, labels: Sequence[str]) -> Iterator[Example]:
+    return arrays.labelled_records(path, labels, column, log)
 
 
 _Labelled = Tuple[str, Text, str]
@@ -238,14 +253,9 @@ def _table_labels(spec: DataSpec, source: Any, rows: Sequence[_Labelled], log: L
 
 
 def _table_examples(spec: DataSpec, rows: Sequence[_Labelled], log: Log, labels: Sequence[str]) -> Iterator[Example]:
-    """Yield the examples. Labels are names, or, where none is the name of a label of the model, ids of its labels."""
-    ids = {same_label(label): number for number, label in reversed(list(enumerate(labels)))}
-    found, numbers = {label for _, _, label in rows}, {str(number): number for number in range(len(labels))}
-    if spec.labels is not None and found and not found & set(ids) and found <= set(numbers):
-        taken = ", ".join(f"{label} = {labels[numbers[label]]}" for label in sorted(found, key=int)[:MAX_PLACES])
-        log(f"{rows[0][0]}: labels are read as ids of the model's labels: {taken}")
-        ids = numbers
+    """Yield the examples. Raises UsageError for a label that the model does not have."""
+    ids, notice = ids_by_name((label for _, _, label in rows), labels, spec.labels is not None)
+    if notice is not None:
+        log(f"{rows[0][0]}: {notice}")
     for place, text, label in rows:
-        if labels and label not in ids:  # label 2 of ("1", "2") is "2"
-            raise UsageError(f"label {label!r} is none of {', '.join(labels)}", place, "correct the line")
-        yield Example(text, ids[label] if labels else parse_label(label, (), place))
+        yield Example(text, parse_label(label, labels, place, ids))  # label 2 of ("1", "2") is "2"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from offramp.errors import UsageError, shown
+from offramp.tasks.lines import MAX_PLACES
+from offramp.tasks.tables import same_label
 from offramp.tasks.text import Text
 
 TRAIN_SHARES = {"train": 0.8, "tune": 0.1, "certify": 0.1}
@@ -210,8 +212,32 @@ def _float(text: str) -> float | None:
         return None
 
 
-def parse_label(text: str, labels: Sequence[str], where: object) -> int | float:
-    """Parse a label, which is a name or an id; a number if `labels` is empty. Raises UsageError that names `where`."""
+def ids_by_name(found: Iterable[str], labels: Sequence[str], are_given: bool) -> tuple[dict[str, int], str | None]:
+    """Return the id of each label of data by its name, and a notice where names are taken for others.
+
+    Where `are_given`, by a model for example, labels may differ from the names in case and spaces, unless two names do;
+    and where none is a name, they may be ids.
+    """
+    written = set(found)
+    names = {same_label(label): number for number, label in reversed(list(enumerate(labels)))}
+    folded = {normalised(label): number for number, label in enumerate(labels)}
+    if not are_given or written <= names.keys():
+        return names, None
+    if len(folded) == len(labels) and {normalised(label) for label in written} <= folded.keys():
+        ids, how = {label: folded[normalised(label)] for label in written}, "the model's labels, whatever their case"
+    elif not written & names.keys() and written <= {str(number) for number in range(len(labels))}:
+        ids, how = {str(number): number for number in range(len(labels))}, "ids of the model's labels"
+    else:
+        return names, None
+    taken = sorted(written - names.keys(), key=lambda label: (len(label), label))[:MAX_PLACES]
+    return ids, f"labels are read as {how}: {', '.join(f'{shown(label)} = {labels[ids[label]]}' for label in taken)}"
+
+
+def parse_label(text: str, labels: Sequence[str], where: object, ids: Mapping[str, int] | None = None) -> int | float:
+    """Parse a label: one of `ids`, or without them a name or an id; a number if `labels` is empty.
+
+    Raises UsageError that names `where`.
+    """
     if not labels:
         value = _float(text)
         if value is None or not abs(value) <= _MAX_VALUE:
@@ -219,8 +245,11 @@ def parse_label(text: str, labels: Sequence[str], where: object) -> int | float:
             kind = "number of 32 bits" if is_large else "number" if value is None else "finite number"
             raise UsageError(f"{text!r} is not a {kind}", where, "correct the line")
         return value
-    if text in labels:
-        return labels.index(text)
-    if _is_id(text) and int(text) < len(labels):
-        return int(text)
+    if ids is None:
+        if text in labels:
+            return labels.index(text)
+        if _is_id(text) and int(text) < len(labels):
+            return int(text)
+    elif text in ids:
+        return ids[text]
     raise UsageError(f"label {text!r} is none of {', '.join(labels)}", where, "correct the line")
