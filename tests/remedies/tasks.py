@@ -726,8 +726,16 @@ TABLE = [
         "use a classifier",
         lambda w: data.load(DataSpec(dev=w.copy("images"))),
     ),
+    call(
+        "tasks/data.py: text_column and pair_column are for texts, the data are arrays",
+        npz(x=np.zeros((2, 3)), label=np.array(["one", "two"])),
+        labelled("in.npz", text_column="x"),
+        "leave them out",
+        labelled("in.npz"),
+        name="in.npz",
+    ),
     corrected(
-        "tasks/data.py: text_column and pair_column are for texts",
+        "tasks/data.py: text_column and pair_column are for texts, the data are images",
         lambda w: data.load(DataSpec(dev=w.copy("images"), text_column="x")),
         "leave them out",
         lambda w: data.load(DataSpec(dev=w.copy("images"))),
