@@ -63,7 +63,8 @@ def test_a_recipe_becomes_records_and_is_not_run_twice(run, place):
         assert record["figures"]["memory"] == record["run"]["peak_rss_bytes"] > 0
         assert len(record["samples"]["latencies"]) == len(record["samples"]["truth"]) == 8
         assert record["environment"]["num_cores"] >= 1 and "caches" in record["environment"]
-        assert set(record["inputs"]) == {"model", "data", "files"} and record["inputs"]["data"]
+        known = {"model", "data", "files", "source", "precision"}
+        assert set(record["inputs"]) == known and record["inputs"]["data"]
     made = sorted(path.name.partition("-")[0] for path in (place / "out" / "made").iterdir())
     assert made == ["divide", "exits", "exits", "sample", "transcript"], "each once"
     said = run("sweep", "recipe.py", "--out", "out", "--only", "exit=oracle", "--dry-run", "--json")
