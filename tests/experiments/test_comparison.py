@@ -99,6 +99,16 @@ def test_the_score_is_compared_row_by_row():
     assert (row.compared.value, row.verdict) == (0.0, "inconclusive")
 
 
+def test_scores_of_other_rows_have_no_verdict():
+    """Rounds have equal answers: a difference of one row in 60, of rows in another order, was certain."""
+    first, other = rounds(0.01), rounds(0.01, wrong=1, backend="torch")
+    for each in other:
+        each["samples"] = {**each["samples"], "truth": TRUTH[::-1]}
+    (row,) = compare(first, other, "score").rows
+    assert row.compared.value == pytest.approx(-100 / 60)
+    assert (row.verdict, row.compared.low, row.p) == ("inconclusive", None, 1.0)
+
+
 def test_a_table_of_many_rows_needs_more_evidence():
     """The same difference is called one alone, and not among 40 without any."""
     pair = rounds(0.01, 6, 0.02, batch=1), rounds(0.0108, 6, 0.02, batch=1, exit="none")

@@ -260,6 +260,18 @@ def test_records_of_earlier_contents_and_several_machines_are_noted(records):
     assert table(page([*moved, *records[5:]])).notes[-1].startswith("Measured on 2 kinds of machine (see Environment)")
 
 
+def test_a_template_gets_the_records_of_the_contents_that_were_measured_last(tmp_path, capsys):
+    each = experiment(model="m", task="sst2", rows=20)
+    with Results(tmp_path / "out", print) as found:
+        for number in (1, 2):
+            found.add({**record(each, number), "key": "earlier", "id": f"earlier.{number}"})
+        found.add(record(each, 1))
+    (tmp_path / "page.jinja").write_text("{{ rows | length }}")
+    assert main(["report", str(tmp_path / "out"), "--template", str(tmp_path / "page.jinja")]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == "1" and "2 records of other contents of a model, of data or of a file" in said.err
+
+
 def test_each_seed_counts_once_in_a_difference_of_scores():
     """Also where rounds of one seed are missing."""
     found = [

@@ -72,9 +72,14 @@ def main(args: argparse.Namespace) -> None:
 def _written(args: argparse.Namespace, records: Mapping[str, Sequence[Any]]) -> str:
     """Return the text of the report, and write the assets."""
     if args.template is not None:
+        from offramp.experiments.comparison import current_records
         from offramp.reporting.pages import page_from
 
-        return page_from(Path(args.template), (record for found in records.values() for record in found))
+        found = [record for each in records.values() for record in current_records(each)]
+        num_earlier = sum(map(len, records.values())) - len(found)
+        if num_earlier:
+            log(f"{num_earlier} records of other contents of a model, of data or of a file are left out")
+        return page_from(Path(args.template), found)
     from offramp.experiments.report import page_of
     from offramp.reporting.forms import WRITE_PAGE
     from offramp.reporting.html_page import to_html, write_assets

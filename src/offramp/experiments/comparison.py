@@ -6,6 +6,7 @@ folder and another one in the whole of the other: these are what is compared. Ro
 Shapes: R rounds, U timed units, N rows.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,7 +90,7 @@ class Table:
     left_out: tuple[str, ...]
     """Experiments that could not be compared, one line each."""
     notices: tuple[str, ...] = ()
-    """What differs between the folders besides options, one line each."""
+    """Differences between the folders besides options, one line each."""
 
 
 def compare(first: Sequence[Record], second: Sequence[Record], name: str, at_most: float | None = None) -> Table:
@@ -129,7 +130,7 @@ def compare(first: Sequence[Record], second: Sequence[Record], name: str, at_mos
 
 def _notices(pairs: Sequence[Sequence[Sequence[Record]]]) -> tuple[str, ...]:
     """Return notices of pairs of records that were measured on other data or another machine."""
-    data = [{record["inputs"]["data"] for record in side} - {None} for sides in pairs for side in sides]
+    data = [{str(record["inputs"]["data"]) for record in side} - {"None"} for sides in pairs for side in sides]
     machines = [{machine_of(record) for record in side} - {None} for sides in pairs for side in sides]
     num_data, num_machines = (
         sum(bool(here and there and here != there) for here, there in zip(found[::2], found[1::2], strict=True))
@@ -186,10 +187,12 @@ def _equal(figure: Figure) -> float:
     return 0.0 if figure.name == "score" else 1.0
 
 
-def paired(figure: Figure, first: Sequence[Record], second: Sequence[Record]) -> Comparison:
-    """Return the paired comparison of a figure of rounds, which have it: the second side with the first."""
+def paired(figure: Figure, first: Sequence[Record], second: Sequence[Record], *, are_seeds: bool = False) -> Comparison:
+    """Return the paired comparison of a figure of rounds, or of one record of each seed, which have it: the second side
+    with the first.
+    """
     if figure.name == "score":
-        return _score_difference(first, second)
+        return _score_difference(first, second, are_seeds)
     units = [[record["samples"].get(figure.samples) for record in side] for side in (first, second)]
     same_data = first[0]["inputs"]["data"] == second[0]["inputs"]["data"]
     lengths = {len(unit) for side in units for unit in side if unit is not None}
@@ -202,12 +205,16 @@ def paired(figure: Figure, first: Sequence[Record], second: Sequence[Record]) ->
     return paired_ratio(base_RU, other_RU)
 
 
-def _score_difference(first: Sequence[Record], second: Sequence[Record]) -> Comparison:
-    """Return the difference in points, paired over rows; over rounds where the rows are not the same."""
+def _score_difference(first: Sequence[Record], second: Sequence[Record], are_seeds: bool) -> Comparison:
+    """Return the difference in points, paired over rows, and over seeds where the rows are not the same. That of rounds
+    then has no interval: their answers are equal, so that they do not show what other rows would give.
+    """
     if num_rows := num_shared_rows((*first, *second)):
         (value, draws_D), (other, others_D) = (mean_score(side) for side in (first, second))
         return judged(other - value, others_D - draws_D, num_rows, 0.0)
     gains = np.array([b["figures"]["score"] - a["figures"]["score"] for a, b in zip(first, second, strict=True)])
+    if not are_seeds:
+        return Comparison(float(np.median(gains)), None, None, None, None)
     return median_interval(gains.tolist())
 
 
@@ -290,6 +297,22 @@ def _named(options: Options, varied: set[str]) -> str:
     """Return the options that tell an experiment from the others of its table."""
     parts = [f"{name}={spelt(name, value)}" for name, value in options if name in varied]
     return " ".join(parts) or str(dict(options).get("model", "the experiment"))  # the models may be what differs
+
+
+def current_records(records: Iterable[Record]) -> list[Record]:
+    """Return the records of the contents that each experiment was measured on last: a model, data or a file may have
+    changed since the others were made. Records that were converted from a study are all kept.
+    """
+    known = [(_identity(record), record) for record in records]
+    last = {identity: record.get("key") for identity, record in known}
+    return [record for identity, record in known if "study" in record or record.get("key") == last[identity]]
+
+
+def _identity(record: Record) -> str:
+    tree = record.get("experiment")
+    if isinstance(tree, dict):
+        tree = {name: value for name, value in tree.items() if name not in NOT_IDENTIFYING}
+    return json.dumps(tree, sort_keys=True)
 
 
 def _usable(records: Iterable[Record], name: str) -> dict[int, Record]:

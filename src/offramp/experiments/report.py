@@ -189,7 +189,7 @@ def _notes(group: Group) -> tuple[str, ...]:
 
 def _left_out(group: Group) -> Iterator[str]:
     """Yield what the rows of a table do not show, or what is not compared: contents that changed, several machines."""
-    num_earlier = sum(len(each.records) - len(each.current) for each in group.subjects)
+    num_earlier = _num_measured(group, "records") - _num_measured(group, "current")
     if num_earlier:
         yield (
             f"Left out: {num_earlier} records of other contents of a model, of data or of a file. Each row has those"
@@ -210,6 +210,11 @@ def _left_out(group: Group) -> Iterator[str]:
             f"Measured on {len(machines)} kinds of machine (see Environment): where two rows are of different ones,"
             " ratios of times are not due to their options alone."
         )
+
+
+def _num_measured(group: Group, name: str) -> int:
+    """Return the number of records that a sweep made, and that were not converted from a study."""
+    return sum("study" not in record for each in group.subjects for record in getattr(each, name))
 
 
 def _option_cell(group: Group, subject: Subject, name: str) -> Cell:

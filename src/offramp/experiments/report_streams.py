@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from offramp.experiments.results import is_number
 from offramp.experiments.subjects import Group, Subject
 from offramp.measure import median
 from offramp.reporting.tables import NONE, Cell, Column, Row, Table
@@ -59,7 +58,7 @@ def _identical(subject: Subject) -> Cell:
 
 
 def _cell(subject: Subject, name: str, factor: float, show: Callable[[float], str]) -> Cell:
-    values = [value for each in subject.done if (value := each["figures"].get(name)) is not None and is_number(value)]
+    values = [value for each in subject.done if (value := each["figures"].get(name)) is not None]
     if not values:
         return Cell(NONE)
     value = factor * median(values)

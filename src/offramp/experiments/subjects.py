@@ -315,7 +315,10 @@ def estimate(figure: Figure, subject: Subject) -> Comparison:
             known[figure.name] = judged(*_mean_of_seeds(seeds), num_rows, equal=0.0)
         else:
             found = seeds[0] if len(seeds) == 1 else [_median_round(figure, rounds) for rounds in seeds]
-            known[figure.name] = median_interval([record["figures"][figure.name] for record in found])
+            whole = median_interval([record["figures"][figure.name] for record in found])
+            if figure.name == "score" and len(seeds) == 1:  # rounds have equal answers
+                whole = Comparison(whole.value, None, None, None, None)
+            known[figure.name] = whole
     return known[figure.name]
 
 
@@ -339,7 +342,8 @@ def compared(figure: Figure, first: Subject, second: Subject) -> Comparison | No
     if figure.name == "score" and num_rows:
         (value, draws_D), (other, others_D) = (_mean_of_seeds([pair[side] for pair in pairs]) for side in (0, 1))
         return judged(other - value, others_D - draws_D, num_rows, equal=0.0)
-    return paired(figure, *([_median_round(figure, pair[side]) for pair in pairs] for side in (0, 1)))
+    sides_of_seeds = ([_median_round(figure, pair[side]) for pair in pairs] for side in (0, 1))
+    return paired(figure, *sides_of_seeds, are_seeds=True)
 
 
 def has_changed(first: Subject, second: Subject) -> bool:
@@ -355,7 +359,7 @@ def contents_of(subject: Subject) -> dict[tuple[Any, ...], set[str]]:
         model = (subject.folder, subject.flat["model"], record["experiment"]["seed"])
         for name, digest in ((("data",), record["inputs"].get("data")), (model, record["inputs"].get("model"))):
             if digest is not None:
-                found.setdefault(name, set()).add(digest)
+                found.setdefault(name, set()).add(str(digest))
     return found
 
 
