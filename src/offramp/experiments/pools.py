@@ -140,7 +140,8 @@ class ScheduledPool:
         except (OSError, TimeoutError, ValueError) as error:
             what = f"no scheduler answers ({said(error)})"
             raise UsageError(what, address, "start one: dask scheduler, and dask worker ADDRESS --nthreads 1") from None
-        self.num_workers = max(1, len(self._client.ncores()))
+        cores: Any = self._client.ncores()  # a coroutine for clients of another kind
+        self.num_workers = max(1, len(cores))
 
     def start(self, job: WorkerJob, timeout_seconds: float | None, log: Log) -> Future[Outcome]:
         """Submit a job. Where the worker is lost, the scheduler gives the job to another."""

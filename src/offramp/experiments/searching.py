@@ -49,7 +49,8 @@ class Study:
                 self._space[places] = found
         self.figures: dict[Experiment, list[float] | None] = {}
         """Experiment that was tried -> its objectives; None: it failed."""
-        directions = ["maximize" if name == "score" else "minimize" for name in search.objectives]
+        towards = optuna.study.StudyDirection
+        directions = [towards.MAXIMIZE if name == "score" else towards.MINIMIZE for name in search.objectives]
         self._study = optuna.create_study(directions=directions, sampler=optuna.samplers.TPESampler(seed=search.seed))
 
     def __len__(self) -> int:
