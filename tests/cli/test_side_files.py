@@ -307,7 +307,7 @@ def test_a_file_of_many_values_is_refused_before_they_take_memory(tmp_path, monk
     write(path)
     path.write_bytes(b"[" + b"[]," * 450_000 + b"0]")
     monkeypatch.setattr(checks.json, "loads", parsing := Parsing(json.loads))
-    with pytest.raises(OfframpError, match=r"MiB of memory|more than") as caught:
+    with pytest.raises(OfframpError, match=r"B of memory|more than") as caught:
         read(path)
     assert caught.value.exit_code == 4 and max(parsing.lengths, default=0) < 1 << 20
 

@@ -51,11 +51,13 @@ def drawn(items: Iterable[Any], number: int, seed: str) -> list[Any]:
 
 
 NUMBERS: list[Any] = [
-    -1, 0, 1, 2, 7, 1000, 10**6, 2**31 - 1, 2**31, 2**40, 2**53, 2**53 + 1, 2**63, 10**18, 1.5, -0.0, True, None, "1",
-    [], {}, RAW + "1e400", RAW + "NaN", RAW + "-Infinity", RAW + "1" + "0" * 5000, RAW + "1e-320",
+    -1, 0, 1, 2, 7, 1000, 10**6, 2**24, 2**31 - 1, 2**31, 2**40, 2**53, 2**53 + 1, 2**63, 10**18,
+    2 * 10**19, 1.5, -0.0, True, None, "1", [], {}, RAW + "1e400", RAW + "NaN", RAW + "-Infinity",
+    RAW + "1" + "0" * 5000, RAW + "1e-320",
 ]  # fmt: skip
 STRINGS: list[Any] = [
-    "", "x", "x" * 200, "x" * 70000, "../canary/secret.bin", "/etc/passwd", "a/b", "graphs/x", "con\x1b[2J\x07", "\x00",
+    "", "x", "x" * 200, "x" * 70000, "9" * 5000, " " * 100_000 + "x.py", "con\x9b2J",
+    "../canary/secret.bin", "/etc/passwd", "a/b", "graphs/x", "con\x1b[2J\x07", "\x00",
     "\u202ereversed", "\ud800", "offramp: error: forged\nofframp: error: line", "%s{0}", "NaN", "OFFRAMP.JSON", 7, None,
     ["a"], {"v": "a"}, True,
 ]  # fmt: skip

@@ -45,6 +45,8 @@ def directed(folder: Path) -> Iterator[tuple[str, Make]]:
         yield f"pickle {name}", _pickled(data)
     for name, tree in INDEXES.items():
         yield f"index {name}", _index(tree)
+    for name, change in CONFIGS.items():
+        yield f"config {name}", _config(change)
 
 
 def _in_its_place() -> dict[str, Callable[[Path], Any]]:
@@ -99,6 +101,11 @@ def _renamed(name: str) -> Callable[[dict[str, Any]], Any]:
     return change
 
 
+def _with_more(shape: list[int]) -> Callable[[dict[str, Any]], Any]:
+    more = {"more": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+    return lambda header: {**more, **header}
+
+
 HEADERS: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     *(
         (f"first tensor {facts}", _first(**facts))
@@ -123,6 +130,7 @@ HEADERS: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         (f"a name {name[:12]!r}", _renamed(name))
         for name in ("", "\x1b[2J", "../x", "x" * 100000, "\ud800", "bert.embeddings", "classifier.weight")
     ),
+    *((f"a tensor more of {shape}", _with_more(shape)) for shape in ([0, 1 << 50, 1 << 50], [0] * 33, [0, 1 << 53])),
     ("nothing", lambda header: {}),
     ("a list", lambda header: []),
     ("no JSON", lambda header: b"\xff" * 100),
@@ -184,6 +192,28 @@ def _index(tree: Any) -> Make:
     def make(place: Path) -> None:
         (place / "model/model.safetensors").rename(place / "model/model-00001.safetensors")
         (place / "model/model.safetensors.index.json").write_text(json.dumps(tree))
+
+    return make
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    **{
+        f"{key} {value}": {key: value}
+        for key in ("image_size", "embedding_size", "intermediate_size")
+        for value in (10**5, 2**24)
+    },
+    **{key: {key: 10**6} for key in ("inner_group_num", "num_hidden_groups", "num_hidden_layers", "n_layers")},
+    "depths": {"depths": [10**6, 1, 1, 1]},
+    "positions": {"max_position_embeddings": 2**24},
+    "a vocabulary": {"vocab_size": 2**31 - 1},
+}
+"""Name -> keys of config.json, to which the weights do not fit."""
+
+
+def _config(change: dict[str, Any]) -> Make:
+    def make(place: Path) -> None:
+        path = place / "model/config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
 
     return make
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.experiments.test_hostile_records import SPOILT
+
 from .attacks import FREE, Attack, at, changed, drawn, mutations, nodes
 from .sealed import plain_json
 
@@ -35,6 +37,8 @@ def attacks(honest: Path, number: int) -> Iterator[Attack]:
             yield Attack("record", f"{index} {name}", "results", _edited(index, path, value), "results", answers=FREE)
     for text in INJECTED:
         yield Attack("record", f"texts {text!a}", "results", _all_texts(text), "results", answers=FREE)
+    for name, change in SPOILT.items():
+        yield Attack("record", name, "results", _spoilt(change), "results", answers=FREE)
     yield Attack("results", "written again", "results", _edited(0, (), None), "results", is_legal=True)
 
 
@@ -64,6 +68,17 @@ def _edited(index: int, path: tuple[Any, ...], value: Any) -> Callable[[Path], N
         records = records_of((place / FILE).read_bytes())
         if path:
             changed(records[index], path, value)
+        (place / FILE).write_bytes(_file_of(records))
+
+    return make
+
+
+def _spoilt(change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Return the edit of the last record, if it has the parts that a change spoils."""
+
+    def make(place: Path) -> None:
+        records = records_of((place / FILE).read_bytes())
+        change(records[-1])
         (place / FILE).write_bytes(_file_of(records))
 
     return make

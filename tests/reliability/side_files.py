@@ -13,7 +13,15 @@ from .attacks import FREE, HONEST, Attack, drawn, json_edit, mutations, replace_
 from .sealed import RAW, plain_json
 
 STORED = {
-    "names": ("exits.json", "config.json", "tokenizer.json", "tokenizer_config.json", "offramp_tokenizer.json"),
+    "names": (
+        "exits.json",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "offramp_tokenizer.json",
+        "labels.json",
+        "trained-rows.json",
+    ),
     "captured": ("exits.json", "tokenizer.json", "config.json"),
     "image": ("config.json", "preprocessor_config.json", "exits.json"),
 }
@@ -121,6 +129,9 @@ BLOBS = [
     ("UTF-16", '{"format": 1}'.encode("utf-16")),
     ("duplicate keys", b'{"format": 1, "format": 2}'),
     ("NaN", b'{"format": NaN}'),
+    ("empty lists", b"[" + b"[]," * (3 << 20) + b"0]"),
+    ("names", b"{" + b",".join(b'"%x":0' % number for number in range(1 << 20)) + b"}"),
+    ("a wide letter", '{"format": "\U0001f600'.encode() + b"a" * (8 << 20) + b'"}'),
 ]
 
 
@@ -181,6 +192,12 @@ def _with_first(**facts: Any) -> Callable[[bytes], bytes]:
         return packed(header, data)
 
     return _file_of_exits(change)
+
+
+def _with_more(shape: list[int]) -> Callable[[bytes], bytes]:
+    """Return the change that adds a tensor without elements before the others."""
+    more = {"more": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+    return _file_of_exits(lambda header, data: packed({**more, **header}, data))
 
 
 EVIL_REGEX = "(a|a)*b|(.*)*x|(?:(?:a{0,99}){0,99}){0,99}"
@@ -425,6 +442,10 @@ DIRECTED: list[tuple[str, str, Callable[[Any], Any], str]] = [
             {"data_offsets": [64, 0]},
         )
     ),
+    *(
+        (f"a tensor more of {shape}", "exits.safetensors", _with_more(shape), HONEST)
+        for shape in ([0, 1 << 50, 1 << 50], [0] * 33, [0, 1 << 53])
+    ),
     ("no tensors", "exits.safetensors", lambda data: packed({}, b""), HONEST),
     ("a header of 2^60", "exits.safetensors", lambda data: struct.pack("<Q", 1 << 60) + data[8:], HONEST),
     (
@@ -514,6 +535,17 @@ def _outside(header: dict[str, Any], data: bytes) -> bytes:
     return data[: base + start] + struct.pack("<q", 1 << 40) * ((end - start) // 8) + data[base + end :]
 
 
+def _no_rows(sizes: list[int]) -> Callable[[dict[str, Any], bytes], bytes]:
+    """Return the change to tensors without elements, although they have large sizes."""
+
+    def change(header: dict[str, Any], data: bytes) -> bytes:
+        names = [name for name in header if name != "__metadata__"]
+        shapes = {name: [0, *sizes] if name == "logits" else [0] for name in names}
+        return packed({name: {**header[name], "shape": shapes[name], "data_offsets": [0, 0]} for name in names}, b"")
+
+    return change
+
+
 TRANSCRIPTS: list[tuple[str, Callable[[dict[str, Any], bytes], bytes]]] = [
     *(
         (f"{name} {facts}", _tensor(name, **facts))
@@ -539,4 +571,5 @@ TRANSCRIPTS: list[tuple[str, Callable[[dict[str, Any], bytes], bytes]]] = [
     ("more", lambda header, data: data + bytes(4096)),
     ("a header of 2^60", lambda header, data: struct.pack("<Q", 1 << 60) + data[8:]),
     ("labels outside", _outside),
+    *((f"no rows of {sizes}", _no_rows(sizes)) for sizes in ([1 << 50] * 2, [1 << 53], [0] * 30, [0] * 60)),
 ]

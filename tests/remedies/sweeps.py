@@ -109,6 +109,10 @@ def endless(out):
         file.truncate(1 << 30)
 
 
+def another_file(out):
+    (out / RECORDS).write_text("mine\n")
+
+
 def other_version(out):
     (out / "results.json").write_text(json.dumps({"format": 99}))
 
@@ -522,6 +526,11 @@ TABLE = [
         "experiments/results.py: a line of more than {} bytes",
         spoilt_results(endless), "name another folder", elsewhere, again=False,
     ),
+    Entry(
+        "experiments/results.py: no file of records",
+        spoilt_results(another_file), "name another folder", elsewhere, again=False,
+    ),
+    closed("experiments/comparison.py: records whose answers have no", "unreachable"),
     Entry(
         "experiments/results.py: unreadable ({})",
         spoilt_results(unreadable), "name another folder", elsewhere, again=False,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from offramp.errors import UsageError
-from offramp.program.program import Texts, Value
+from offramp.program.program import Input, Texts
 from offramp.tasks import open_encoder, read_inputs
 from offramp.tasks.arrays import ArrayInputs
 from offramp.tasks.images import Image
@@ -13,7 +13,7 @@ from offramp.tasks.processors import FILE_NAME
 from offramp.tasks.text import TextEncoder
 from tests.tasks.test_text import bert_folder
 
-PIXELS = Value("float32", (2, 3, 8, 8))
+PIXELS = Input("float32", (2, 3, 8, 8))
 
 
 def test_a_model_of_texts_gets_its_tokenizer(tmp_path):
@@ -29,11 +29,11 @@ def test_a_model_with_an_image_processor_gets_it(tmp_path):
     encoder = open_encoder(tmp_path, {"x": PIXELS}, None)
     assert isinstance(encoder, ImageInputs) and (encoder.name, encoder.encoder.size) == ("x", (8, 8))
     assert isinstance(open_encoder(tmp_path, {"x": PIXELS, "y": PIXELS}, None), ArrayInputs)
-    assert isinstance(open_encoder(tmp_path, {"x": Value("float32", (2, 3))}, None), ArrayInputs)
+    assert isinstance(open_encoder(tmp_path, {"x": Input("float32", (2, 3))}, None), ArrayInputs)
 
 
 def test_any_other_model_takes_arrays_of_its_dtypes(tmp_path):
-    encoder = open_encoder(tmp_path, {"x": PIXELS, "i": Value("int64", (2,))}, None)
+    encoder = open_encoder(tmp_path, {"x": PIXELS, "i": Input("int64", (2,))}, None)
     arrays = encoder.encode(encoder.sample).arrays
     assert {name: (str(array.dtype), array.shape) for name, array in arrays.items()} == {
         "x": ("float32", (1, 3, 8, 8)),

@@ -88,7 +88,7 @@ class _Samples:
         if self.truth is not None and not (self.metrics and self.answers and len(self.truth) == len(self.answers)):
             raise WrongError("samples need an answer for each truth, and metrics")
         if any(0 < abs(seconds) < LEAST_NUMBER for seconds in self.latencies or ()):
-            raise WrongError(f"samples have a latency below {LEAST_NUMBER:g} s")
+            raise WrongError(f"samples have a latency that is no number from {LEAST_NUMBER:g} on")
         if not all(0 <= stage < MAX_STEPS for _, stage, *_ in self.spans):
             raise WrongError(f"spans name a stage that is none of {MAX_STEPS}")
 

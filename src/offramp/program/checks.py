@@ -22,6 +22,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache, partial
 from typing import Any, Callable, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
+from offramp.units import format_size
+
 MAX_RANK = 32
 """Largest number of dimensions of a tensor or axes of a value: those of NumPy before 2."""
 _MOST_ELEMENTS = 1 << 50
@@ -64,7 +66,7 @@ def strict_json(data: bytes, *, is_foreign: bool = False, most_bytes: int = MOST
         most_bytes: the most memory that parsing may take, the text included.
     """
     if len(data) > _HARMLESS_BYTES and parsed_bytes(data) > most_bytes:
-        raise ValueError(f"parsing its {len(data):,} bytes may take {parsed_bytes(data) >> 20} MiB of memory")
+        raise ValueError(f"parsing its {format_size(len(data))} may take {format_size(parsed_bytes(data))} of memory")
     hooks: Dict[str, Any] = {} if is_foreign else {"parse_constant": _finite_float}
     if _LONG_NUMBER.search(data):  # hooks for all numbers take as long as the rest
         hooks["parse_int"] = partial(_short_int, most=_MOST_FOREIGN_DIGITS if is_foreign else _MOST_DIGITS)

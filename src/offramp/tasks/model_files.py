@@ -46,7 +46,7 @@ class ModelFiles:
         return name in self._listed if self._listed is not None else os.path.lexists(str(path)) and not path.is_dir()
 
     def read(self, name: str, most_bytes: int = MAX_SMALL_BYTES) -> bytes:
-        """Return the content of a file of at most so many bytes, verified where it is of a store.
+        """Return the content of a file of at most `most_bytes`, verified where it is of a store.
 
         Raises SourceError for what is no regular file in a model folder, DamagedError for a store.
         """

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 1 << 26
 """Largest number of pixels of one image: 192 MiB as RGB. Pillow warns above 89 million."""
 MAX_ENCODED_PIXELS = 1 << 23
-"""Largest number of pixels that an image processor may make of any image, as many as 3840 x 2160 have. A pixel takes up
-to 19 bytes meanwhile."""
+"""Largest number of pixels that an image processor may make of any image: 3840 x 2160, and room. A pixel takes up to 19
+bytes meanwhile."""
 _FEW_PIXELS = 1 << 20
 """Pixels that are encoded before they are compared with those of the model."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -127,7 +127,7 @@ class ImageEncoder:
         without Pillow.
         """
         values_3V = self._values()
-        pixels_B3HW = np.empty((len(images), 3, *(self.shape or (0, 0))), np.float32)
+        pixels_B3HW = np.empty((len(images), 3, *((None if images else self.shape) or (0, 0))), np.float32)
         for row, image in enumerate(images):
             data, where = (image, f"image {row + 1}") if isinstance(image, bytes) else (image.read(), image)
             bytes_HW3 = self._bytes(data, where, largest)
