@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -816,3 +817,104 @@ def test_weights_of_small_dtypes_are_kept_bit_for_bit(tmp_path, name):
     assert found.dtype == held.dtype and torch.equal(found.view(torch.uint8), held.view(torch.uint8))
     with offramp.stream(holding(held), store, budget="8GiB") as model:
         assert torch.equal(model.held.view(torch.uint8), held.view(torch.uint8))
+
+
+class Scaled(Chain):
+    """Reads more of a weight than its data: an attribute of it, or what a dictionary holds for it."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.scales = how, {self.head.weight: 2.0}
+        self.head.weight.scale = 3.0
+
+    def forward(self, hidden):
+        weight, answer = self.head.weight, super().forward(hidden)
+        if self.how == "attribute":
+            return answer * weight.scale
+        return answer * (self.scales[weight] if self.how == "key" else self.scales.get(weight, 1.0))
+
+
+def test_attributes_that_code_gave_a_weight_are_those_of_the_streamed_one(tmp_path):
+    module, inputs = made(Scaled, "attribute"), vectors()
+    expected = module(inputs)
+    store = offramp.divide(module, inputs, tmp_path / "store")
+    assert module.head.weight.scale == 3.0
+    for budget in ("6KiB", "1GiB"):
+        with offramp.stream(made(Scaled, "attribute"), store, weight_budget=budget) as stream:
+            assert torch.equal(stream(inputs), expected) and torch.equal(stream(inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("key", r"the module fails where placeholders stand for its weights \(KeyError: .*\)"),
+        ("key or not", r"the divided module gives other answers than the whole one for .* in its own code, a Scaled"),
+    ],
+)
+def test_a_module_that_looks_at_more_of_a_weight_than_its_data_is_refused(tmp_path, how, says):
+    module = made(Scaled, how)
+    before, scale = state(module), module.head.weight.scale
+    with pytest.raises(StageError, match=rf"{says} - Scaled - compute that from inputs and weights alone"):
+        offramp.divide(module, vectors(), tmp_path / "store")
+    assert unchanged(before, module) and module.head.weight.scale == scale
+
+
+class Moved(Chain):
+    """Moves and casts its parts to where and what they are, as code does that knows several devices."""
+
+    def forward(self, hidden):
+        self.blocks[0].to(hidden.device)
+        self.blocks[1].float()
+        self.head.to("cpu", torch.float32)
+        return super().forward(hidden)
+
+
+def test_parts_may_be_moved_to_where_they_are(tmp_path):
+    module, inputs = made(Moved), vectors()
+    expected = module(inputs)
+    with offramp.stream(module, offramp.divide(module, inputs, tmp_path / "store"), weight_budget="6KiB") as stream:
+        assert torch.equal(stream(inputs), expected) and torch.equal(stream(inputs), expected)
+        stream.module.to("cpu")
+        assert torch.equal(stream(inputs), expected)
+
+
+@dataclass
+class Rows:
+    """An argument that is no container of PyTorch."""
+
+    hidden: torch.Tensor
+
+
+class OfObjects(Chain):
+    def forward(self, rows):
+        return super().forward(rows.hidden if isinstance(rows, Rows) else torch.ones(rows, WIDTH))
+
+
+@pytest.mark.parametrize("inputs", [(Rows(vectors()),), (2,)])
+def test_a_module_may_take_no_tensors_of_its_own(tmp_path, inputs):
+    module = made(OfObjects)
+    expected = module(*inputs)
+    with offramp.stream(module, offramp.divide(module, inputs, tmp_path / "store"), weight_budget="6KiB") as stream:
+        assert torch.equal(stream(*inputs), expected)
+
+
+class Compiled(Chain):
+    """Calls a function that PyTorch compiles as a whole or not at all, and one of its operators that take functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.compiled = torch.compile(lambda hidden, weight: hidden @ weight, backend="eager", fullgraph=True)
+
+    def forward(self, hidden):
+        hidden = self.compiled(hidden, self.first.weight)
+        return torch.cond(hidden.sum() > 1e9, lambda rows: rows * 2, lambda rows: rows + 1, (super().forward(hidden),))
+
+
+def test_a_module_with_compiled_functions_divides_and_compiles_on_afterwards(tmp_path):
+    torch.compiler.reset()
+    module, inputs = made(Compiled), vectors()
+    store = offramp.divide(module, inputs, tmp_path / "store")
+    with torch.no_grad():
+        expected = module(inputs)
+    with offramp.stream(module, store, weight_budget="7KiB") as stream:
+        assert torch.equal(stream(inputs), expected)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -64,6 +66,14 @@ class ByClosure(nn.Linear):
 
     def forward(self, hidden):
         self.write()
+        return super().forward(hidden)
+
+
+class ByArray(nn.Linear):
+    """Writes to its weight through an array of NumPy, which no operation of PyTorch tells."""
+
+    def forward(self, hidden):
+        self.weight.detach().numpy()[0] = 1
         return super().forward(hidden)
 
 
@@ -148,6 +158,56 @@ def test_state_in_objects_of_every_kind_is_as_it_was(tmp_path):
     assert module.state() == fresh.state()
 
 
+class Served(Chain):
+    """Has a thread that adds one to what is put into a queue."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.answered = queue.Queue(), queue.Queue()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            self.answered.put(self.asked.get() + 1)
+
+    def forward(self, hidden):
+        self.asked.put(hidden)
+        return super().forward(self.answered.get(timeout=3))
+
+
+def test_a_thread_that_waits_for_a_module_waits_for_it_afterwards(tmp_path):
+    module = made(Served)
+    expected = module(vectors())
+    store = offramp.divide(module, vectors(), tmp_path / "store")
+    assert torch.equal(module(vectors()), expected)
+    with offramp.stream(module, store) as stream:
+        assert torch.equal(stream(vectors()), expected)
+
+
+class Adapting(Chain):
+    """Computes gradients of its weights each time, as code does that adapts itself to its inputs."""
+
+    def forward(self, hidden):
+        with torch.enable_grad():
+            super().forward(hidden).sum().backward()
+        return super().forward(hidden)
+
+
+def test_gradients_are_as_they_were(tmp_path):
+    module = made(Adapting)
+    module.first.weight.grad = gradient = torch.ones_like(module.first.weight)
+    with contextlib.suppress(OfframpError):
+        offramp.divide(module, vectors(), tmp_path / "store")
+    assert module.first.weight.grad is gradient and torch.equal(gradient, torch.ones_like(gradient))
+    assert module.head.weight.grad is None
+
+
+def test_arrays_that_cannot_be_written_to_are_not_copied(tmp_path):
+    module = made(Chain)
+    module.file = np.broadcast_to(np.zeros(1), (1 << 44,))
+    assert offramp.divide(module, vectors(), tmp_path / "store").is_dir()
+
+
 class Aliased(Chain):
     """Writes to a buffer and reads the same memory through another buffer or a list."""
 
@@ -194,6 +254,7 @@ ZOO = {
     ),
     "by list": (lambda: made(ByList, WIDTH, WIDTH), vectors()),
     "by closure": (lambda: made(ByClosure, WIDTH, WIDTH), vectors()),
+    "by array": (lambda: made(ByArray, WIDTH, WIDTH), vectors()),
     "by a closure that sets": (lambda: made(ByClosure, WIDTH, WIDTH, sets=True), vectors()),
     "busy": (lambda: made(Busy), vectors()),
     "drawn": (lambda: made(Drawn), vectors()),
@@ -203,7 +264,7 @@ ZOO = {
     "partly in training mode": (partly_training, vectors()),
     "in training mode": (lambda: made(Chain).train(), vectors()),
 }
-WRITING = ("clipped", "normed", "embedding of a largest norm", "by list", "by closure")
+WRITING = ("clipped", "normed", "embedding of a largest norm", "by list", "by closure", "by array")
 
 
 def contents(tree):

@@ -340,3 +340,13 @@ def test_surrounding_a_forward_keeps_its_signature_and_is_undone_in_any_order():
     second()
     module(vectors())
     assert len(order) == 3
+
+
+def test_tensors_are_found_however_deep_they_are_and_in_what_contains_itself():
+    one, other, deep = torch.zeros(1), torch.ones(1), torch.ones(2)
+    around = [one, [other, {"one": one}]]
+    around.append(around)
+    for _ in range(5000):
+        deep = [deep]
+    found = tensors_of((around, deep, around))
+    assert [id(tensor) for tensor in found[:3]] == [id(one), id(other), id(one)] == [id(t) for t in found[4:]]

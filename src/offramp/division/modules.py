@@ -32,7 +32,7 @@ from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
 from offramp.streaming import layouts, placeholders
 from offramp.streaming.capture import Arguments, LastUsed, value_of
 from offramp.streaming.placement import NAMES
-from offramp.streaming.stages import StagePlan, plan_stages
+from offramp.streaming.stages import StagePlan, Trace, plan_stages
 from offramp.units import format_size
 
 Weights = Mapping[str, placeholders.Weight]
@@ -142,7 +142,11 @@ def divide_module(
     if config.exits is not None:
         origin = replace(origin, exits=own_exits(Path(config.exits), origin.source.fingerprint))
     original = Original(module, weights, LastUsed(origin.fetch, KEPT_BYTES), config.say)
-    (run, outputs), sizes = original.trace(example, made_up=made_up), placeholders.sizes_of(weights)
+    if made_up:
+        run, outputs = original.trace(example, made_up=True)
+    else:
+        run, outputs = _own_run(original, origin, example)
+    sizes = placeholders.sizes_of(weights)
     plan = plan_stages(run, sizes, config.stage_bytes, points=() if origin.exits is None else origin.exits.calls)
     config.say(
         f"{len(plan.stages)} stages of at most {format_size(max(sizes.of(stage.uses) for stage in plan.stages))}"
@@ -164,6 +168,19 @@ def divide_module(
                     raise
                 config.say(f"no graphs of stages, the store runs by offramp.stream only: {error}")
         return writer.finish(manifest)
+
+
+def _own_run(original: Original, origin: Origin, example: Arguments) -> tuple[Trace, list[Tensor]]:
+    """Return the operations and the answer of a module that holds its weights.
+
+    Raises StageError where it writes to a weight, or answers otherwise with its own weights in their places.
+    """
+    own = {name: weight.tensor for name, weight in original.weights.items()}
+    copies = LastUsed(origin.fetch, KEPT_BYTES, own)
+    run, outputs = replace(original, fetch=copies).trace(example, made_up=False)
+    copies.clear()
+    original.require_plain(example, outputs)
+    return run, outputs
 
 
 def _as_graphs(
@@ -231,9 +248,12 @@ def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWr
 def _task(original: Original) -> tuple[str | None, tuple[str, ...]]:
     """Return problem and labels of a classifier; (None, ()) where its first output is not a number for each label."""
     problem, labels = task_of(original.module)
+    if problem is None:
+        return None, labels
     example = original.examples[0]
-    rows, shape = next(iter(example.inputs.tensors().values())).shape[:1], example.outputs[0].shape
-    if problem is None or shape == (*rows, len(labels)):
+    rows = next((tensor.shape[:1] for tensor in example.inputs.tensors().values()), ())
+    shape = example.outputs[0].shape
+    if rows and shape == (*rows, len(labels)):
         return problem, labels
     what = f"the first output has shape {[*shape]}, expected logits {[*rows, len(labels)]} of {len(labels)} labels"
     original.say(f"no classifier, the store runs by offramp.stream only: {what}")

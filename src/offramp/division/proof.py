@@ -6,6 +6,7 @@ with the answers of the module itself.
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from offramp.division.differences import Log, first_difference, logged
-from offramp.division.snapshot import Snapshot, undisturbed
+from offramp.division.snapshot import COMPILER, Snapshot, undisturbed
 from offramp.errors import OfframpError, StageError, UsageError, said
 from offramp.store import Store
 from offramp.store.manifest import Proof, ProvenExample, ProvenInput
@@ -37,6 +38,12 @@ from offramp.streaming.streamed import Stream, StreamConfig
 
 PLAIN = (Tensor, nn.Parameter, Placeholder)
 """Classes of weights whose data are their whole state."""
+OTHERS, FROM_DATA = (
+    "the divided module gives other answers than the whole one",
+    "compute that from inputs and weights alone",
+)
+CLOSE = 1e-4
+"""Largest difference of answers, relative to their largest value, that is put down to the last bits."""
 QUANTIZERS = ("bitsandbytes", "hqq", "optimum", "torchao")
 """Packages whose classes of weights are quantised."""
 
@@ -81,9 +88,48 @@ class Original:
         The module has none of its own weights while it runs: those of a checkpoint are not in memory, code can write
         to them, and with a single row other alignment than in a stream changes the last bits.
         """
+        is_loaded = COMPILER in sys.modules
+        try:
+            return self._run(inputs)
+        except Exception:
+            if is_loaded or COMPILER not in sys.modules:
+                raise
+        torch.compiler.reset()  # the module has loaded it, such as for torch.cond, and nothing else was compiled
+        return self._run(inputs)
+
+    def _run(self, inputs: Arguments) -> tuple[Trace, list[Tensor]]:
         with undisturbed(self.module):
             trace, output = trace_run(self.module, self.weights, inputs.copy(), self.fetch)
             return trace, [tensor.detach().clone() for tensor in tensors_of(output)]
+
+    def run_plain(self, inputs: Arguments) -> list[Tensor]:
+        """Return the answer of the module with its own weights in place. Raises StageError if it writes to one."""
+        own = {name: weight.tensor for name, weight in self.weights.items() if not weight.is_buffer}
+        gradients = {name: weight.grad for name, weight in own.items()}
+        try:
+            for weight in own.values():
+                weight.grad = None  # code can add to it
+            with undisturbed(self.module), Touches(own):
+                return [tensor.detach().clone() for tensor in tensors_of(inputs.copy().call(self.module))]
+        finally:
+            for name, weight in own.items():
+                weight.grad = gradients[name]
+
+    def require_plain(self, inputs: Arguments, outputs: Sequence[Tensor]) -> None:
+        """Raise StageError unless the module with its own weights gives the answer `outputs` of a run without them.
+
+        Code can look at more of a weight than its data: at its class, or for it as the key of a dictionary. All other
+        runs of a division have placeholders, and would agree on another answer.
+        """
+        found = self.run_plain(inputs)
+        if are_close(found, outputs):
+            return
+        with logged(self.module) as plain:
+            self.run_plain(inputs)
+        one, other = self.log(inputs), self.log(inputs)
+        if one != other:
+            raise self.undetermined(one, other)
+        raise _other_answers(inputs, first_difference(one, plain, self.module), self.name)
 
     def trace(self, inputs: Arguments, *, made_up: bool) -> tuple[Trace, list[Tensor]]:
         """Return the operations and the answer of one run.
@@ -97,9 +143,19 @@ class Original:
             raise
         except Exception as error:
             if not made_up:
+                self._require_same_failure(inputs, error)
                 raise
             what = f"the example inputs do not suit a {self.name} ({said(error)})"
             raise UsageError(what, None, "give --inputs FILE.safetensors with what it takes, by name") from None
+
+    def _require_same_failure(self, inputs: Arguments, error: Exception) -> None:
+        """Raise StageError if the module fails with `error` only while its weights are not in memory."""
+        try:
+            self.run_plain(inputs)
+        except Exception:  # the fault is the module's own, whatever it raises with other tensors in its places
+            return
+        what = f"the module fails where placeholders stand for its weights ({said(error)})"
+        raise StageError(what, self.name, FROM_DATA) from None
 
     def with_examples(
         self, inputs: Arguments, more: Sequence[Arguments], outputs: Sequence[Tensor] | None = None
@@ -141,6 +197,31 @@ class Original:
 
     def _answered(self, inputs: Arguments) -> Example:
         return Example(inputs, self.run(inputs)[1])
+
+
+def are_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Return whether two lists of tensors are equal but for the last bits of floats.
+
+    The address of a weight changes the last bits of results.
+    """
+    pairs = [*zip(found, expected, strict=False)]
+    if len(found) != len(expected) or any((a.dtype, a.shape) != (b.dtype, b.shape) for a, b in pairs):
+        return False
+    differ = [(a, b) for a, b in pairs if not are_equal([a], [b])]
+    if any(not a.is_floating_point() or a.layout != torch.strided or a.is_nested for a, _ in differ):
+        return False
+    return all(difference_of(a, b) <= max(CLOSE, 8 * torch.finfo(a.dtype).eps) for a, b in differ)
+
+
+def difference_of(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference of two tensors of one shape, relative to the largest finite value expected."""
+    finite = expected.isfinite()
+    if not torch.equal(found[~finite].double(), expected[~finite].double()) and not expected.isnan().any():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    one, other = found[finite].double(), expected[finite].double()
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
 
 
 def variations(example: Arguments) -> Iterator[tuple[str, Arguments]]:
@@ -278,10 +359,7 @@ def _disproof(original: Original, folder: Path, example: Example) -> StageError:
             streamed.append(log)
             if not are_equal(outputs, example.outputs):
                 break
-    what, remedy = (
-        "the divided module gives other answers than the whole one",
-        "compute that from inputs and weights alone",
-    )
+    what, remedy = OTHERS, FROM_DATA
     if len(streamed) > 1:
         what, remedy, one = (
             "a second run gives another answer than the first",
@@ -289,7 +367,11 @@ def _disproof(original: Original, folder: Path, example: Example) -> StageError:
             streamed[1],
         )
     where = first_difference(streamed[0], one, original.module)
-    return StageError(f"{what} for {example.shapes}: {where}", original.name, remedy)
+    return _other_answers(example.inputs, where, original.name, what, remedy)
+
+
+def _other_answers(inputs: Arguments, where: str, name: str, what: str = OTHERS, remedy: str = FROM_DATA) -> StageError:
+    return StageError(f"{what} for {Example(inputs, ()).shapes}: {where}", name, remedy)
 
 
 @contextmanager

@@ -5,10 +5,11 @@ is: containers and objects are restored to what they held, tensors to their data
 """
 
 import random
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -20,11 +21,15 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from offramp.streaming.placeholders import Placeholder, bits
 from offramp.streaming.reachable import cells, contents, is_own_function, referents, slots
 
+COMPILER = "torch._dynamo"
+"""Package of PyTorch that compiles; it takes seconds to import, and is where something is compiled."""
 SEED = 0
 """State in which the random generators of the process are before each run."""
 Undo = Callable[[], None]
 _CLOSED = (ModuleType, type)
 """Objects whose attributes are not part of the state of a module."""
+_OF_THREADS = ("asyncio", "concurrent", "logging", "multiprocessing", "queue", "threading")
+"""Packages whose objects are left as they are."""
 
 
 class Snapshot:
@@ -50,8 +55,8 @@ class Snapshot:
         """Save one object, and return the objects that it leads to."""
         if isinstance(each, Tensor):
             self._undo.append(_undo_of_tensor(each, has_copy=id(each) not in self._weights))
-            return []
-        if isinstance(each, _CLOSED) or is_own_function(each):
+            return [] if isinstance(each, Placeholder) else [vars(each)]
+        if isinstance(each, _CLOSED) or _is_of_threads(type(each)) or is_own_function(each):
             return []
         generator = _undo_of_generator(each)
         if generator is not None:
@@ -60,7 +65,8 @@ class Snapshot:
         if isinstance(each, (dict, list, deque, set)):
             self._undo.append(_undo_of_container(each))
         elif isinstance(each, (np.ndarray, bytearray)):
-            self._undo.append(_undo_of_array(each))
+            if isinstance(each, bytearray) or each.flags.writeable:  # else such as a file of gigabytes that is mapped
+                self._undo.append(_undo_of_array(each))
         elif isinstance(each, FunctionType):
             self._undo += [_undo_of_cell(cell) for cell in cells(each)]
             return [*referents(each), vars(each)]
@@ -88,8 +94,8 @@ class Snapshot:
 def undisturbed(module: nn.Module) -> Iterator[Snapshot]:
     """Restore the module and the random generators afterwards.
 
-    Within, the random generators are in the state that each run begins with, and the module has copies of its buffers
-    that it may write to.
+    Within, the random generators are in the state that each run begins with, the module has copies of its buffers that
+    it may write to, and functions that torch.compile made run uncompiled.
     """
     snapshot = Snapshot(module)
     copies = _Copies(module)
@@ -101,9 +107,24 @@ def undisturbed(module: nn.Module) -> Iterator[Snapshot]:
                 if address(buffer) not in snapshot.aliased:  # else other code would not see what is written
                     part._buffers[name] = copies.of(buffer)
         snapshot.seed()
-        yield snapshot
+        with _uncompiled():
+            yield snapshot
     finally:
         snapshot.restore()
+
+
+@cache
+def _is_of_threads(kind: type) -> bool:
+    """Return whether a class is of those by which threads wait for each other: one that waits now would be lost."""
+    return any(each.__module__.partition(".")[0] in _OF_THREADS for each in kind.__mro__)
+
+
+def _uncompiled() -> Any:
+    """Return a context in which functions that torch.compile made run uncompiled.
+
+    PyTorch does not compile them while operations are watched, or fails, and does not try it again afterwards.
+    """
+    return torch.compiler.set_stance("force_eager") if COMPILER in sys.modules else nullcontext()
 
 
 class _Copies:
@@ -156,7 +177,7 @@ def _undo_of_array(array: np.ndarray | bytearray) -> Undo:
     def undo() -> None:
         if isinstance(array, bytearray):
             array[:] = copy
-        elif array.flags.writeable:
+        else:
             array[...] = copy
 
     return undo

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,7 +23,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.errors import StageError, UsageError
 from offramp.program.program import Call, Value
-from offramp.streaming.placeholders import Placeholder, Weight, bits, num_bytes, written, written_to
+from offramp.streaming.placeholders import (
+    Placeholder,
+    Weight,
+    bits,
+    have_equal_bits,
+    num_bytes,
+    written,
+    written_to,
+)
+from offramp.streaming.reachable import slots
 from offramp.streaming.stages import Op, Span, Trace
 
 Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
@@ -79,26 +88,59 @@ def _leaves(tree: Any) -> list[Tensor]:
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """Return all tensors of an output in a fixed order, from inside any containers."""
-    return list(_tensors_in(output, set()))
+    """Return all tensors of an output in a fixed order, from inside any containers, however deep they are."""
+    found: list[Tensor] = []
+    left, seen, around = [(output, False)], set(), set()
+    while left:
+        part, is_done = left.pop()
+        if is_done:
+            around.remove(id(part))
+        elif isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, (list, tuple, set, Mapping)):
+            if id(part) not in around:  # else it contains itself
+                around.add(id(part))
+                values = part.values() if isinstance(part, Mapping) else part
+                left += [(part, True), *((value, False) for value in reversed([*values]))]
+        elif not isinstance(part, (nn.Module, type)) and id(part) not in seen:  # a dataclass, a cache
+            seen.add(id(part))
+            left += [(value, False) for value in reversed([*_attributes(part).values()])]
+    return found
 
 
-def _tensors_in(part: Any, seen: set[int]) -> Iterator[Tensor]:
-    if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, (list, tuple, set, Mapping)):
-        for value in part.values() if isinstance(part, Mapping) else part:
-            yield from _tensors_in(value, seen)
-    elif not isinstance(part, (nn.Module, type)) and id(part) not in seen:  # a dataclass, a cache
+def _attributes(part: Any) -> dict[str, Any]:
+    """Return the attributes of an object by name, including those in slots."""
+    return {**getattr(part, "__dict__", {}), **slots(part)}
+
+
+def with_data(output: Any, data_of: Callable[[Placeholder], Tensor]) -> Any:
+    """Return an output with the data of its placeholders in their places.
+
+    Lists, tuples and dictionaries are made anew; other objects, such as a dataclass, are changed in place.
+    """
+    seen: set[int] = set()
+
+    def of(part: Any) -> Any:
+        return pytree.tree_map(of_leaf, part) if any(isinstance(t, Placeholder) for t in tensors_of(part)) else part
+
+    def of_leaf(part: Any) -> Any:
+        if isinstance(part, Placeholder):
+            return data_of(part)
+        if isinstance(part, (Tensor, nn.Module, type)) or id(part) in seen:
+            return part
         seen.add(id(part))
-        for value in _attributes(part):
-            yield from _tensors_in(value, seen)
+        if isinstance(part, set):
+            return {of(each) for each in part}
+        if isinstance(part, (list, MutableMapping)):  # of a class that PyTorch does not know
+            for key, value in list(part.items() if isinstance(part, MutableMapping) else enumerate(part)):
+                part[key] = of(value)
+        for name, value in _attributes(part).items():
+            new = of(value)
+            if new is not value:
+                object.__setattr__(part, name, new)
+        return part
 
-
-def _attributes(part: Any) -> Iterable[Any]:
-    """Return the attributes of an object, including those in slots."""
-    slots = [name for cls in type(part).__mro__ for name in vars(cls).get("__slots__", ()) if not name.startswith("__")]
-    return [*getattr(part, "__dict__", {}).values(), *(getattr(part, name) for name in slots if hasattr(part, name))]
+    return of(output)
 
 
 def are_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
@@ -159,8 +201,9 @@ def trace_run(
 class LastUsed:
     """Fetched weights, the last used ones kept up to some bytes: a trace touches each of them a few times in a row."""
 
-    def __init__(self, fetch: Callable[[str], Tensor], max_bytes: int) -> None:
-        self._fetch, self._max_bytes, self._bytes = fetch, max_bytes, 0
+    def __init__(self, fetch: Callable[[str], Tensor], max_bytes: int, own: Mapping[str, Tensor] | None = None) -> None:
+        """`own`: weights of the module, with which copies are compared before they are freed."""
+        self._fetch, self._max_bytes, self._bytes, self._own = fetch, max_bytes, 0, own or {}
         self._kept: dict[str, Tensor] = {}
         """Kept weights by name, the least recently used first."""
 
@@ -171,9 +214,20 @@ class LastUsed:
             tensor = self._fetch(name)
             self._bytes += tensor.nbytes
             while self._kept and self._bytes > self._max_bytes:
-                self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+                self._free(next(iter(self._kept)))
         self._kept[name] = tensor
         return tensor
+
+    def clear(self) -> None:
+        """Free all weights. Raises StageError for one that code has written to by other means than operations."""
+        while self._kept:
+            self._free(next(iter(self._kept)))
+
+    def _free(self, name: str) -> None:
+        tensor = self._kept.pop(name)
+        self._bytes -= tensor.nbytes
+        if name in self._own and not have_equal_bits(tensor, self._own[name]):
+            raise written_to(name, "code that is no operation of PyTorch")
 
 
 class Touches(TorchDispatchMode):
@@ -181,6 +235,8 @@ class Touches(TorchDispatchMode):
 
     Raises StageError before an operation that would write to one of them.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -206,7 +262,11 @@ def _require_unwritten(func: Any, weights: Iterable[str | None]) -> None:
 class _Recorder(TorchDispatchMode):
     """Writes down operations and calls. A piece of memory is known by the address of its storage, which nothing else
     can take while a weak reference to it is held.
+
+    Operations that take functions, such as `torch.cond`, are one operation: what these functions touch is not recorded.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, fetch: Callable[[str], Tensor], own: Mapping[str, Tensor]) -> None:
         """`own`: tensors of the module that placeholders stand for; code can refer to them directly."""

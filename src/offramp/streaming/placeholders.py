@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -34,6 +35,8 @@ MM, ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
 BY_ROWS = {LOOK_UP: 0, MM: 1, ADDMM: 2}
 """Operations that need only some rows of a weight at a time -> index of the weight among the arguments. In a matrix
 product it is the right factor, whose rows are multiplied with columns of the left one."""
+PIECE_BYTES = 2 << 20
+"""Bytes of a weight that are hashed or compared at once."""
 
 
 class Placeholder(Tensor):
@@ -44,8 +47,10 @@ class Placeholder(Tensor):
     """
 
     weight_name: str
-    kind: type[nn.Parameter]
+    weight_class: type[nn.Parameter]
     """Class of the weight itself."""
+    attributes: dict[str, Any]
+    """Attributes that code has given the weight, such as a scale that its layer reads."""
     fetch: Fetch
     substitute: Substitute | None
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -55,10 +60,13 @@ class Placeholder(Tensor):
         """Make a placeholder with the shape and dtype of `like`, which may be on the meta device."""
         facts: Any = {"strides": like.stride(), "dtype": like.dtype, "requires_grad": like.requires_grad}
         made = Tensor._make_wrapper_subclass(cls, like.shape, device="cpu", **facts)  # type: ignore[attr-defined]
-        made.weight_name, made.fetch, made.substitute = name, fetch, substitute
+        attributes, kind = dict(vars(like)), type(like)
+        if isinstance(like, Placeholder):
+            attributes, kind = like.attributes, like.weight_class
+        vars(made).update(attributes)
+        made.weight_name, made.fetch, made.substitute, made.attributes = name, fetch, substitute, attributes
         made._is_param = isinstance(like, nn.Parameter)
-        kind = getattr(like, "kind", type(like))  # `like` can be a placeholder itself
-        made.kind = kind if issubclass(kind, nn.Parameter) else nn.Parameter
+        made.weight_class = kind if issubclass(kind, nn.Parameter) else nn.Parameter
         return made
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -74,12 +82,13 @@ class Placeholder(Tensor):
 
     @property
     def data(self) -> Tensor:  # type: ignore[override]
-        """The weight without its history. Raises StageError where it is set."""
+        """The weight without its history. Raises StageError where another one is set."""
         return self.detach()
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        raise written_to(self.weight_name, "its attribute data")
+        if value is not self:  # else `module.to("cpu")`, which changes nothing
+            raise written_to(self.weight_name, "its attribute data")
 
     def data_ptr(self) -> int:
         """Return the address of the weight."""
@@ -225,7 +234,7 @@ def content_sha256(weights: Mapping[str, Weight]) -> str:
     """Return the sha256 of `fingerprint` and of the data of all weights, which must be in memory."""
     digest = hashlib.sha256(fingerprint(weights).encode())
     for weight in weights.values():
-        for piece in pieces(weight.tensor, 2 << 20):
+        for piece in pieces(weight.tensor, PIECE_BYTES):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -236,6 +245,12 @@ def pieces(tensor: Tensor, num_bytes: int) -> Iterator[memoryview]:
     data = plain.reshape(-1).view(torch.uint8).numpy().data
     for start in range(0, len(data), num_bytes):
         yield data[start : start + num_bytes]
+
+
+def have_equal_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two dense tensors of one shape and dtype are equal bit for bit."""
+    pairs = zip(pieces(one, PIECE_BYTES), pieces(other, PIECE_BYTES), strict=True)
+    return all(np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)) for a, b in pairs)
 
 
 def dense_parts(tensor: Tensor) -> list[Tensor]:

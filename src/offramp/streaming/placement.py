@@ -69,9 +69,12 @@ class _View:
     def _made(self) -> nn.Parameter:
         data = torch.from_numpy(self._raw)
         if is_copied(self._entry, self._layout):
-            return self._like.kind(tensor_of(self._entry, data, self._layout), self._like.requires_grad)
-        data = data.view(DTYPES[self._entry.dtype]).view(self._entry.shape)
-        return self._like.kind(data, self._like.requires_grad)
+            data = tensor_of(self._entry, data, self._layout)
+        else:
+            data = data.view(DTYPES[self._entry.dtype]).view(self._entry.shape)
+        made = self._like.weight_class(data, self._like.requires_grad)
+        vars(made).update(self._like.attributes)
+        return made
 
     def _count(self) -> tuple[int, int]:
         assert self._tensor is not None
