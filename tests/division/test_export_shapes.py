@@ -1,8 +1,10 @@
+import random
 import sys
 
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 import offramp
 from offramp.division.exported import export
@@ -223,3 +225,47 @@ def test_a_refusal_of_torch_export_prints_nothing_of_its_own(capfd):
         exported(Printing(), torch.randn(2, 3, 4))
     assert str(caught.value).count("\n") == 0
     assert capfd.readouterr() == ("", "")
+
+
+class RowsForSequenceClassification(nn.Module):
+    """A classifier of transformers by its name, whose answers `mix` changes."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.layer, self.head, self.mix = nn.Linear(4, 8), nn.Linear(8, 3), mix
+        self.config = PretrainedConfig(num_labels=3)
+
+    def forward(self, values):
+        return self.mix(self.head(self.layer(values).relu()))
+
+
+@pytest.mark.parametrize(
+    ("mix", "says"),
+    [
+        (lambda logits: logits * 2, None),
+        (lambda logits: logits - logits[-1:], "the answer to a row depends on the other rows of its batch"),
+        (lambda logits: logits.cumsum(0), "the answer to a row depends on the other rows of its batch"),
+        (lambda logits: logits * logits.shape[0], "the answer to a row depends on the other rows of its batch"),
+        (lambda logits: logits * random.random(), "the module draws random numbers of Python or NumPy"),
+    ],
+)
+def test_graphs_are_of_modules_whose_rows_do_not_depend_on_each_other(tmp_path, mix, says):
+    said, values = [], torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    module = RowsForSequenceClassification(mix).eval()
+    store = offramp.divide(module, values, tmp_path / "store", say=said.append)
+    with Store(store) as opened:
+        assert bool(opened.program.stages) == (says is None)
+    assert says is None or any(f"runs by offramp.stream only: {says}" in line for line in said)
+
+
+class Constant(nn.Linear):
+    def forward(self, values):
+        return super().forward(values) + torch.tensor([1.0, 2.0, 3.0])
+
+
+def test_a_store_with_constants_of_graphs_streams(tmp_path):
+    module, values = Constant(4, 3).eval(), torch.randn(2, 4)
+    expected = module(values)
+    store = offramp.divide(module, values, tmp_path / "store", method="export")
+    with offramp.stream(module, store) as stream:
+        assert torch.equal(stream(values), expected)

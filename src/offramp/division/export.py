@@ -20,7 +20,7 @@ from offramp.division.cutting import Cut, Graph, cut, has_hidden
 from offramp.division.exported import export
 from offramp.division.exporter import IR, ON_TORCH, OPSET, to_onnx
 from offramp.division.messages import no_graph
-from offramp.division.proof import Example, Original
+from offramp.division.proof import Example, Original, are_close, difference_of
 from offramp.division.snapshot import undisturbed
 from offramp.errors import StageError, said
 from offramp.program.captured import captured_program
@@ -30,10 +30,8 @@ from offramp.store import StoreWriter
 from offramp.store import manifest as m
 from offramp.streaming.capture import Arguments, are_equal
 from offramp.streaming.placeholders import bits
-from offramp.streaming.placement import NAMES
+from offramp.streaming.placement import CONSTANTS, NAMES
 
-CONSTANTS = "constants"
-"""Name of the shard of tensors that graphs take in addition to weights and saved buffers."""
 TOLERANCE = 1e-4
 """Largest accepted difference of ONNX Runtime, relative to the largest value of a result."""
 Watch = Callable[[int, list[Tensor], tuple[Tensor, ...]], None]
@@ -64,6 +62,8 @@ def with_graphs(
         fault = _fault(run, example)
         if fault is not None:
             raise no_graph(f"the exported graph {fault} for {example.shapes}", original.name)
+    if manifest.program.output is not None:
+        _require_independent_rows(run, original.examples[0])
     places = [index for index in exits if has_hidden(found, graph, manifest.program, index)]
     program = captured_program(manifest.program, found.pieces, found.values, places, found.lookups, found.outputs[0])
     files = [writer.add_file(m.captured_file(kernel), data) for kernel, data in sorted(found.graphs.items())]
@@ -90,12 +90,19 @@ class Run:
     def __init__(self, original: Original, graph: Graph, found: Cut) -> None:
         self.original, self.graph, self.found = original, graph, found
         self.graphs = {kernel: CapturedGraph(data, kernel, trusted=True) for kernel, data in found.graphs.items()}
+        self.draws = False
+        """True if the last run has drawn random numbers."""
 
     def __call__(self, inputs: Arguments, watch: Watch = lambda index, given, made: None) -> list[Tensor]:
         """Return the outputs."""
+        return self.of(list(inputs.copy().tensors().values()), watch)
+
+    def of(self, tensors: Sequence[Tensor], watch: Watch = lambda index, given, made: None) -> list[Tensor]:
+        """Return the outputs for the tensors among the arguments."""
         fetch, graph = self.original.fetch, self.graph
-        values: dict[str, Any] = dict(zip(graph.inputs, inputs.copy().tensors().values(), strict=True))
+        values: dict[str, Any] = dict(zip(graph.inputs, tensors, strict=True))
         with undisturbed(self.original.module), torch.no_grad():  # for the state of the random generators
+            seeded = torch.default_generator.get_state()
             for name, lookup in self.found.lookups.items():
                 values[name] = functional.embedding(values[lookup.input], fetch(lookup.table))
             for index, piece in enumerate(self.found.pieces):
@@ -105,6 +112,7 @@ class Run:
                 made = self.graphs[piece.kernel](*given)
                 watch(index, given, made)
                 values.update(zip(piece.writes, made, strict=True))
+            self.draws = not torch.equal(seeded, torch.default_generator.get_state())
         return [values[name] for name in self.found.outputs]
 
 
@@ -118,12 +126,30 @@ def _fault(run: Run, example: Example) -> str | None:
         return None
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in example.outputs]:
         return "answers in other shapes than the module"
-    worst = 0.0
-    for one, other in zip(found, example.outputs, strict=True):
-        if other.numel():
-            scale = other.double().abs().max().clamp(min=1e-30)
-            worst = max(worst, float((one.double() - other.double()).abs().max() / scale))
+    worst = max(map(difference_of, found, example.outputs))
     return f"gives other answers than the module (by {worst:.1e} at most, of the largest value)"
+
+
+def _require_independent_rows(run: Run, example: Example) -> None:
+    """Raise StageError where a row of the answer is another one beside other rows: rows come in batches of any size,
+    and leave them at exits.
+    """
+    axes = [run.graph.batch.get(name) for name in run.graph.inputs]
+    tensors, answer = list(example.inputs.tensors().values()), example.outputs[0]
+    if run.draws or run.graph.batch.get(run.found.outputs[0]) != 0 or 0 not in axes:
+        return
+    places = [0, len(answer) - 1]
+    batches = [[_row(t, axis, row) for t, axis in zip(tensors, axes, strict=True)] for row in places]
+    try:
+        found = torch.cat([run.of(batch)[0] for batch in batches])
+    except Exception as error:  # operations raise any class for shapes that they do not take
+        raise no_graph(f"the exported graph fails for a row alone ({said(error)})", run.original.name) from None
+    if not are_close([found], [answer[places]]):
+        raise no_graph("the answer to a row depends on the other rows of its batch", run.original.name)
+
+
+def _row(tensor: Tensor, axis: int | None, row: int) -> Tensor:
+    return tensor if axis is None else tensor.narrow(axis, row, 1).contiguous()
 
 
 def _placed(found: Cut, manifest: m.Manifest) -> tuple[Cut, m.Manifest]:

@@ -7,12 +7,14 @@ that the module calls, and give the same bits.
 import io
 import logging
 import math
+import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -120,8 +122,19 @@ def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Argumen
                 if not weight.is_buffer:
                     empty = torch.empty(weight.tensor.shape, dtype=weight.tensor.dtype, device="cpu")
                     weight.put(nn.Parameter(empty, requires_grad=False))
+        before = _draws()
         with quiet():
-            return torch.export.export(module, example.args, example.kwargs, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(module, example.args, example.kwargs, dynamic_shapes=shapes, strict=False)
+        if _draws() != before:
+            what = "the module draws random numbers of Python or NumPy, which a graph would keep"
+            raise no_graph(what, type(module).__name__)
+        return program
+
+
+def _draws() -> tuple:
+    """Return what changes where Python or NumPy draws a random number."""
+    _, keys, place, *_ = np.random.get_state()
+    return random.getstate(), np.asarray(keys).tobytes(), place
 
 
 @contextmanager

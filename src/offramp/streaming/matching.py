@@ -22,8 +22,8 @@ PIECE_BYTES = 2 << 20
 def matching_module(module: nn.Module | type, store: Store) -> nn.Module:
     """Return the module, built if it is a class. Raises StageError unless the store was made from such a module."""
     divided = placement.module_of(store)
-    tensors = {name: entry for name, (_, entry) in store.manifest.tensors().items()}
-    if isinstance(module, type):
+    tensors = {n: entry for n, (shard, entry) in store.manifest.tensors().items() if shard.name != placement.CONSTANTS}
+    if not isinstance(module, nn.Module):
         module = of_class(module, store.path)
         aliases = {alias: name for name, aliases in divided.aliases.items() for alias in aliases}
         named = tensors | {alias: tensors[name] for alias, name in aliases.items()}

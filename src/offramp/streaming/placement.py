@@ -34,6 +34,10 @@ from offramp.streaming.placeholders import Placeholder, SlicedPlaceholder, Weigh
 DTYPES = {dtype.name: getattr(torch, dtype.torch) for dtype in dtypes.DTYPES.values() if hasattr(torch, dtype.torch)}
 """Name in safetensors -> dtype of torch."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CONSTANTS = "constants"
+"""Name of the shard of tensors that graphs take in addition to weights and saved buffers."""
+_INDICES = (torch.int32, torch.int64)
+"""Dtypes of indices that a look-up takes."""
 
 
 class _View:
