@@ -116,6 +116,17 @@ class Looking(nn.Linear):
         return super().forward(hidden) + (type(self.weight) is nn.Parameter)
 
 
+class Keyed(nn.Linear):
+    """Finds a number by a weight, or computes it from the weight."""
+
+    def __init__(self, finds):
+        super().__init__(WIDTH, WIDTH)
+        self.numbers = {self.weight: 2.0} if finds else None
+
+    def forward(self, hidden):
+        return super().forward(hidden) * (self.numbers[self.weight] if self.numbers else self.weight[0, 0])
+
+
 def clock(stands):
     module = nn.Sequential(made(nn.Linear, WIDTH, WIDTH), made(Clock, WIDTH, WIDTH)).eval()
     module[1].stands = stands
@@ -200,6 +211,46 @@ def negative():
     return -vectors().abs()
 
 
+class Halved(Chain):
+    """A chain that halves its answers, unless it is built with another number."""
+
+    def __init__(self, factor=0.5):
+        super().__init__()
+        self.factor = factor
+
+
+def built(w, build):
+    """Stream a chain that is built again from the store of one that does not halve."""
+    if not (w / "halved").exists():
+        divide(w, made(Halved, 1.0), name="halved")
+    with offramp.stream(build, w / "halved") as model:
+        return model(vectors())
+
+
+class Functional(Chain):
+    """Calls a block with halved weights through PyTorch where there are three rows, or computes with them."""
+
+    def __init__(self, computes):
+        super().__init__()
+        self.computes = computes
+
+    def forward(self, hidden):
+        if len(hidden) == 3 and self.computes:
+            hidden = hidden @ (self.first.weight * 0.5)
+        elif len(hidden) == 3:
+            halved = {name: weight * 0.5 for name, weight in self.blocks.named_parameters()}
+            hidden = torch.func.functional_call(nn.Sequential(*self.blocks), halved, (hidden,))
+        return super().forward(hidden)
+
+
+def functional(w, computes):
+    store = w / f"functional{computes}"
+    if not store.exists():
+        offramp.divide(made(Functional, computes), vectors(), store)
+    with offramp.stream(made(Functional, computes), store, weight_budget="6KiB") as model:
+        return model(vectors(3))
+
+
 def closed_stream(w, again=False):
     w.once(divide_chain)
     module = made(Chain)
@@ -257,6 +308,18 @@ def buffers_of_another(w, given):
     if not store.exists():
         divide(w, module, ids(), "tied")
     with offramp.stream(module if given else Tied, store) as model:
+        return model(ids())
+
+
+def on_meta(cls):
+    with torch.device("meta"):
+        return cls().eval()
+
+
+def stream_tied(w, module):
+    if not (w / "plainly").exists():
+        divide(w, made(Tied), ids(), "plainly")
+    with offramp.stream(module, w / "plainly") as model:
         return model(ids())
 
 
@@ -686,13 +749,28 @@ class NoBuffer(nn.Module):
 
 def layouts(w):
     """A module whose layouts somebody changed."""
-    divide(w, transposed_module())
-    path = w / "made" / "layouts.json"
+    changed_file(w, transposed_module(), "layouts.json")
+
+
+def attributes(w):
+    """A module whose attributes somebody changed."""
+    changed_file(w, made(Chain), "attributes.json")
+
+
+def changed_file(w, module, name):
+    """Change a file of the store of a module."""
+    divide(w, module)
     w.store.rename(w / "aside") if (w / "store").exists() else None
     (w / "made").rename(w / "store")
-    named_file("layouts.json", lambda data: b"[]")(w)
+    named_file(name, lambda data: b"[]")(w)
     (w / "store").rename(w / "made")
-    return path
+
+
+def divide_chain_again(w, said):
+    divide(w, made(Chain), force=True)
+
+
+divide_chain_again.says = "`offramp.divide(..., force=True)`"
 
 
 def transposed_module():
@@ -868,6 +946,12 @@ TABLE = [
         lambda: nn.Sequential(made(nn.Linear, WIDTH, WIDTH), nn.ReLU()).eval(),
     ),
     modules(
+        "division/proof.py: the module fails where placeholders",
+        "compute that from inputs and weights alone",
+        lambda: Keyed(True).eval(),
+        lambda: Keyed(False).eval(),
+    ),
+    modules(
         "division/proof.py: {} for {}",
         "keep no state between runs",
         lambda: made(Counting, adds=True),
@@ -903,6 +987,36 @@ TABLE = [
         lambda: {"module": made(Chain, num_blocks=5)},
         lambda: {"module": made(Chain)},
     ),
+    corrected(
+        "streaming/attributes.py: the class builds another module",
+        lambda w: built(w, Halved),
+        "give a function that builds it as it was",
+        lambda w: built(w, lambda: Halved(1.0)),
+    ),
+    corrected(
+        "streaming/weightless.py: buffer {} has no data",
+        lambda w: stream_tied(w, on_meta(Tied)),
+        "give its class",
+        lambda w: stream_tied(w, Tied),
+    ),
+    corrected(
+        "streaming/weightless.py: a {} is no module",
+        lambda w: stream(w, 3),
+        "give the torch.nn.Module that was divided",
+        lambda w: stream(w, made(Chain)),
+    ),
+    corrected(
+        "streaming/weightless.py: it builds a {}",
+        lambda w: stream(w, lambda: 3),
+        "or its class",
+        lambda w: stream(w, Chain),
+    ),
+    corrected(
+        "streaming/streamed.py: the module puts another tensor",
+        lambda w: functional(w, False),
+        "compute with the tensor itself",
+        lambda w: functional(w, True),
+    ),
     streams(
         "streaming/matching.py: {} has other values",
         "or give its class",
@@ -916,7 +1030,7 @@ TABLE = [
         lambda w: buffers_of_another(w, True),
     ),
     corrected(
-        "streaming/streamed.py: the module is streamed already",
+        "streaming/streamed.py: {} is streamed already",
         lambda w: twice(w, False),
         "close the other stream first",
         lambda w: twice(w, True),
@@ -1321,6 +1435,12 @@ TABLE = [
         lambda w: weightless(Buffered),
         "give a module that is built already",
         lambda w: divide(w, NoBuffer().eval()),
+    ),
+    Entry(
+        "streaming/attributes.py: no attributes of a module",
+        spoilt(attributes, lambda w: stream(w, Chain)),
+        "divide again",
+        divide_chain_again,
     ),
     Entry(
         "streaming/layouts.py: layouts of tensors",

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
-from torch.nn.utils import spectral_norm, weight_norm  # noqa: E402
+from torch.nn.utils import prune, spectral_norm, weight_norm  # noqa: E402
 
 import offramp  # noqa: E402
 from offramp.errors import BudgetError, StageError  # noqa: E402
@@ -80,6 +80,23 @@ def test_weights_that_hooks_compute_are_right_outside_of_calls(tmp_path):
     with offramp.stream(module, store) as model:
         assert torch.equal(model.layers[2].weight.clone(), weight)
         assert torch.equal(model(inputs), expected)
+
+
+def test_weights_that_pruning_computes_are_freed_after_each_part(tmp_path):
+    def make():
+        module = Normed(lambda layer: layer)
+        for layer in module.layers:
+            prune.l1_unstructured(layer, "weight", 0.5)
+        return module
+
+    inputs, size = torch.randn(2, LARGE), 4 * LARGE * LARGE
+    expected = plain(made(make), inputs)
+    store = offramp.divide(made(make), inputs, tmp_path / "store")
+    module, masks = made(make), 5 * size
+    with offramp.stream(module, store, weight_budget=smallest(store) + size + masks, strict=True) as model:
+        for _ in range(2):
+            assert kept(module) == 0
+            assert torch.equal(model(inputs), expected)
 
 
 class Caching(nn.Module):

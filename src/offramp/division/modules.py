@@ -29,7 +29,7 @@ from offramp.store import manifest as m
 from offramp.store.exits import parse_exits
 from offramp.store.files import write_atomic
 from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
-from offramp.streaming import layouts, placeholders
+from offramp.streaming import attributes, layouts, placeholders
 from offramp.streaming.capture import Arguments, LastUsed, value_of
 from offramp.streaming.placement import NAMES
 from offramp.streaming.stages import StagePlan, Trace, plan_stages
@@ -276,9 +276,12 @@ def in_memory(module: nn.Module, weights: Weights) -> Origin:
     kind = str(getattr(config, "model_type", None) or "module")
 
     def write_files(writer: StoreWriter) -> list[m.File]:
-        """Write the config, with which the module can be built again by its class."""
+        """Write the config, with which the module can be built again by its class, and what a class must make equal."""
         text = config.to_json_string(use_diff=True) if hasattr(config, "to_json_string") else ""
-        return [writer.add_file("config.json", text.encode())] if text else []
+        files = [writer.add_file("config.json", text.encode())] if text else []
+        if not hasattr(module, "from_pretrained"):  # else its class makes it of the config
+            files.append(writer.add_file(attributes.FILE_NAME, attributes.dumps(module)))
+        return files
 
     return Origin(
         lambda name: layouts.copied(weights[name].tensor),

@@ -1,7 +1,7 @@
 """Check that a module and a store belong together: equal names, shapes, dtypes and ties, and equal weights."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,29 +9,39 @@ from torch import Tensor, nn
 from offramp.errors import StageError
 from offramp.store import Shard, Store
 from offramp.store.safetensors import header_bytes
-from offramp.streaming import placement
+from offramp.streaming import attributes, placement
 from offramp.streaming.capture import are_equal
 from offramp.streaming.layouts import layout_of, layouts_of
-from offramp.streaming.placeholders import Placeholder, Weight, fingerprint, pieces, unsaved_buffers, weights_of
-from offramp.streaming.weightless import of_class, with_dtypes
+from offramp.streaming.placeholders import (
+    PIECE_BYTES,
+    Placeholder,
+    Weight,
+    fingerprint,
+    pieces,
+    unsaved_buffers,
+    weights_of,
+)
+from offramp.streaming.weightless import of_class, require_buffers, with_dtypes
 
-PIECE_BYTES = 2 << 20
-"""Bytes of a weight that are hashed at once."""
 
+def matching_module(module: nn.Module | type | Callable[[], nn.Module], store: Store) -> nn.Module:
+    """Return the module, built if it is a class or a function that builds one.
 
-def matching_module(module: nn.Module | type, store: Store) -> nn.Module:
-    """Return the module, built if it is a class. Raises StageError unless the store was made from such a module."""
+    Raises StageError unless the store was made from such a module.
+    """
     divided = placement.module_of(store)
     tensors = {n: entry for n, (shard, entry) in store.manifest.tensors().items() if shard.name != placement.CONSTANTS}
     if not isinstance(module, nn.Module):
         module = of_class(module, store.path)
         aliases = {alias: name for name, aliases in divided.aliases.items() for alias in aliases}
         named = tensors | {alias: tensors[name] for alias, name in aliases.items()}
+        attributes.require_equal(module, store)
         with_dtypes(module, {name: entry.dtype for name, entry in named.items()})
         proof = store.manifest.proof
         if proof is not None and proof.unsaved_buffers_sha256 not in (None, unsaved_buffers(module)):
             what = "buffers that are in no checkpoint are others than those of the divided module"
             raise StageError(what, store.path, f"give the {divided.name} that was divided, not its class")
+    require_buffers(module, "give its class, or a module whose buffers have data")
     weights = weights_of(module)
     for name, weight in weights.items():
         if weight.tensor.device.type not in ("cpu", "meta"):

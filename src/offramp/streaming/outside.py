@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -99,12 +100,14 @@ def _computed_weights(module: nn.Module) -> Iterator[Computed]:
     for path, part in module.named_modules():
         for hook in part._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):
-                source, compute = "_v", partial(hook.compute_weight, part)
+                name, source, compute = hook.name, "_v", partial(hook.compute_weight, part)
             elif isinstance(hook, SpectralNorm):
-                source, compute = "_orig", partial(hook.compute_weight, part, False)
+                name, source, compute = hook.name, "_orig", partial(hook.compute_weight, part, False)
+            elif isinstance(hook, BasePruningMethod):
+                name, source, compute = hook._tensor_name, "_orig", partial(hook.apply_mask, part)
             else:
                 continue
-            yield Computed(part, hook.name, f"{path}.{hook.name}{source}".lstrip("."), compute)
+            yield Computed(part, name, f"{path}.{name}{source}".lstrip("."), compute)
 
 
 def _storages(roots: Iterable[Any], own: Iterable[int] = ()) -> dict[int, int]:

@@ -54,7 +54,8 @@ class _View:
     def tensor(self) -> nn.Parameter:
         """Return the weight with the current content of the slot."""
         if self._tensor is None:
-            self._tensor = self._made()
+            with torch.inference_mode(False):  # the next pass may record operations for gradients
+                self._tensor = self._made()
             vars(self._tensor)[_VERSION] = _version(self._tensor)
             self._baseline = self._count()
         return self._tensor
@@ -89,12 +90,17 @@ _VERSION = "streamed_version"
 """Attribute of a weight that was read from a store: its version then."""
 
 
+def _is_of_store(tensor: Tensor | None) -> bool:
+    """Return whether a tensor is a placeholder or a weight of a store."""
+    return tensor is not None and (isinstance(tensor, Placeholder) or _VERSION in vars(tensor))
+
+
 def _is_unwritten(tensor: Tensor | None) -> bool:
     """Return whether a tensor is a placeholder or a weight of a store, and no operation has written to it.
 
     A view of a placeholder, such as its attribute `data`, counts what is written to it there.
     """
-    if tensor is None:
+    if tensor is None or not _is_of_store(tensor):
         return False
     return _version(tensor) == (0 if isinstance(tensor, Placeholder) else vars(tensor).get(_VERSION))
 
@@ -190,8 +196,10 @@ class WeightRows:
         """Return the result of an operation on a weight, or NotImplemented if it needs the whole weight."""
         name = weight.weight_name
         shard, tensor = self._tensors[name]
-        if function is placeholders.LOOK_UP and shard.blocks is not None:
+        if function is placeholders.LOOK_UP and shard.blocks is not None and args[1].dtype in _INDICES:
             indices = args[1]
+            if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= tensor.shape[0]):
+                raise IndexError("index out of range in self")  # in the words of PyTorch
             return self._rows(name, indices.reshape(-1).numpy()).view(*indices.shape, tensor.shape[1])
         if function is functional.linear and shard.name in self._sliced:
             return self._linear(name, *args, **kwargs)
@@ -246,7 +254,9 @@ class Placement:
                 kind = SlicedPlaceholder if name in sliced else Placeholder
                 self._weights[name] = replace(weight, tensor=kind(name, weight.tensor, fetch, rows.substitute))
         self._written: set[str] = set()
-        """Weights that operations wrote to while they were in memory."""
+        """Weights that operations wrote to while they were in memory, and `replaced`."""
+        self.replaced: str | None = None
+        """A weight in whose place code has put another tensor, which is lost."""
         self.clear()
 
     def put(self, shard: Shard, slot: Slot) -> None:
@@ -254,13 +264,13 @@ class Placement:
         if shard.name not in slot.notes:
             slot.notes[shard.name] = [self._view(shard, slot, entry) for entry in shard.tensors]
         for view in slot.notes[shard.name]:
-            self._weights[view.name].put(view.tensor())
+            self._put(view.name, view.tensor())
 
     def remove(self, shard: Shard, slot: Slot) -> tuple[str, ...]:
         """Take the weights of a shard out of the module. Return those that other code still refers to."""
         views = slot.notes[shard.name]
         for view in views:
-            self._weights[view.name].put(self._weights[view.name].tensor)
+            self._put(view.name, self._weights[view.name].tensor)
             if view.is_written():
                 self._written.add(view.name)
         return tuple([view.name for view in views if view.leave()])
@@ -273,15 +283,25 @@ class Placement:
                     return name
         return min(self._written, default=None)
 
-    def current(self, name: str) -> Tensor:
-        """Return what stands in the module for a weight now."""
+    def loaded(self, name: str) -> Tensor | None:
+        """Return the weight if it is in the module; None while a placeholder, or a tensor of other code, is there."""
         module, attribute, is_buffer = self._weights[name].places[0]
-        return (module._buffers if is_buffer else module._parameters)[attribute]  # type: ignore[return-value]
+        now = (module._buffers if is_buffer else module._parameters).get(attribute)
+        return None if isinstance(now, Placeholder) or not _is_of_store(now) else now
 
     def clear(self) -> None:
         """Take all weights out of the module, whatever its state."""
         for weight in self._weights.values():
             weight.put(weight.tensor)
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        """Set a tensor in every place of a weight, and note if another one than those of the store is lost by that."""
+        weight = self._weights[name]
+        for module, attribute, is_buffer in weight.places:
+            if not _is_of_store((module._buffers if is_buffer else module._parameters).get(attribute)):
+                self._written.add(name)
+                self.replaced = name
+        weight.put(tensor)
 
     def _view(self, shard: Shard, slot: Slot, entry: Entry) -> _View:
         start = shard.data_start + entry.offset

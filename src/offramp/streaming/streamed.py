@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from offramp.errors import BudgetError, RefusedError, StageError, UsageError
 from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, read_memory
@@ -39,7 +38,7 @@ from offramp.runtime.slots import Arena, Slot
 from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
 from offramp.streaming import placement
-from offramp.streaming.capture import Arguments, surround, tensors_of
+from offramp.streaming.capture import Arguments, surround, tensors_of, with_data
 from offramp.streaming.first_pass import FirstPass
 from offramp.streaming.layouts import layouts_of
 from offramp.streaming.matching import matching_module
@@ -53,7 +52,7 @@ RESULT = "the result"
 READ_AHEAD = 64
 """Most shards that are read ahead; in practice the memory for streamed shards is the limit."""
 _STREAMED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-"""Modules that a stream holds."""
+"""Modules that streams hold, and their parts that have weights of their own."""
 
 
 @dataclass
@@ -179,11 +178,14 @@ class Stream:
 
     def open(self) -> Stream:
         """Take the weights out of the module, load its buffers, start to read."""
-        if self.module in _STREAMED:
-            raise UsageError("the module is streamed already", self.store.path, "close the other stream first")
+        parts = {path: part for path, part in self.module.named_modules() if not path or part._parameters}
+        streamed = next((path for path, part in parts.items() if part in _STREAMED), None)
+        if streamed is not None:
+            what = f"{streamed or 'the module'} is streamed already"
+            raise UsageError(what, self.store.path, "close the other stream first")
         with ExitStack() as closing:
-            _STREAMED.add(self.module)
-            closing.callback(_STREAMED.discard, self.module)
+            _STREAMED.update(parts.values())
+            closing.callback(_STREAMED.difference_update, [*parts.values()])
             closing.callback(self.store.close)
             weights = weights_of(self.module)
             for name in self._divided.buffers:
@@ -287,7 +289,7 @@ class Stream:
                     self._begin(first)
                 output = forward(*args, **kwargs)
                 if any(isinstance(tensor, Placeholder) for tensor in tensors_of(output)):  # empty after the stream
-                    output = tree_map_only(Placeholder, lambda w: self._fetch(w.weight_name, RESULT), output)
+                    output = with_data(output, lambda weight: self._fetch(weight.weight_name, RESULT))
                 with self._passes.changing:
                     self._leave(strict=self.strict)
                     if not first and not self._passes.is_shared:
@@ -372,6 +374,9 @@ class Stream:
                 assert loaded is not None, "without a deadline it waits"
                 self._slots[name] = loaded.slot
                 self._placement.put(self._shards[name], loaded.slot)
+        if self._placement.replaced is not None:
+            what = f"the module puts another tensor in the place of the weight {self._placement.replaced}"
+            raise StageError(what, None, "compute with the tensor itself, or divide with this input as an example")
         self._update_peak()
 
     def _leave(self, keeping: Collection[str] = (), *, strict: bool = False) -> None:
@@ -409,8 +414,8 @@ class Stream:
             homes = [f"{i:03d}" for i, part in enumerate(self._divided.parts) if shard.name in part.shards]
             planned = ", ".join(homes) or "none"
             raise _deviation(f"{operation} touches {name} {where}; it is planned for {planned}", self.store)
-        now = self._placement.current(name)
-        if self._outside is not None and not isinstance(now, Placeholder):
+        now = self._placement.loaded(name)
+        if self._outside is not None and now is not None:
             return now  # another weight of the same operation has brought its part
         if not is_tied:
             self.counts.unplanned_loads += 1
@@ -421,8 +426,12 @@ class Stream:
             self._leave()
             self._feed.begin_pass(self._turns(part))
             self._enter(part)
-            return self._placement.current(name)
+            now = self._placement.loaded(name)
+            if now is not None:  # else the module's own code has put another tensor there
+                return now
         tensor = placement.read_tensor(self.store, name, self._layouts)
+        if self._part < 0:  # outside of a pass, where no stage ends: the last one alone is kept
+            self._paged.clear()
         self._paged[name] = tensor
         self._update_peak()
         return tensor
@@ -528,7 +537,7 @@ def _share(stream: Stream, feed: WeightFeed) -> Share:
 
 
 def stream(
-    module: nn.Module | type,
+    module: nn.Module | type | Callable[[], nn.Module],
     store: str | os.PathLike,
     budget: int | str | None = None,
     *,
@@ -539,7 +548,8 @@ def stream(
     """Run a divided module under a budget: `with stream(model, store, budget="1GiB") as model: model(**inputs)`.
 
     Args:
-        module: the module, whose weights are freed, or its class, which is then built without weights.
+        module: the module, whose weights are freed, or its class or a function that builds it, which is then built
+            without weights.
         store: the folder that `divide` made from it.
         budget: maximum resident memory of the whole process; None: what the machine allows; `"auto"`: what its
             container allows.
@@ -595,14 +605,21 @@ def _plan_of_process(
 
 
 def _measure_activations(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:
-    """Return the bytes that a pass takes besides weights, measured with the fewest weights in memory."""
-    sizes = placement.slot_bytes(store)
+    """Return the bytes that a pass takes besides weights, measured with the fewest weights in memory.
+
+    Afterwards the module has its weights again: a budget can still be refused.
+    """
+    sizes, held = placement.slot_bytes(store), [(weight, weight.tensor) for weight in weights_of(module).values()]
     smallest = placement.smallest_weights(store, sizes)
     plan = placement.plan_within(store, sizes, smallest)
     trial = Stream(module, Store(store.path, store.policy), plan, sizes, StreamConfig(reads=reads))
-    with trial as running, PeakMeter("clear_refs") as meter:
-        inputs.call(running)
-        before = read_memory().rss_bytes - running.counts.peak_weight_bytes
+    try:
+        with torch.random.fork_rng(devices=[]), trial as running, PeakMeter("clear_refs") as meter:
+            inputs.copy().call(running)
+            before = read_memory().rss_bytes - running.counts.peak_weight_bytes
+    finally:
+        for weight, tensor in held:
+            weight.put(tensor)
     return max(meter.peak_bytes - before - smallest, 0) + store.program.activation_bytes
 
 

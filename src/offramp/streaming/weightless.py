@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from offramp.errors import OfframpError, SourceError, StageError, import_error
+from offramp.errors import OfframpError, SourceError, StageError, UsageError, import_error
 from offramp.streaming.placeholders import weights_of
 from offramp.streaming.placement import DTYPES
 
@@ -27,15 +27,24 @@ def weightless(build: Callable[[], nn.Module]) -> nn.Module:
     """
     with register_module_parameter_registration_hook(_emptied):  # type: ignore[arg-type]
         module = build()
+    if not isinstance(module, nn.Module):
+        what = f"it builds a {type(module).__name__}, which is no module"
+        raise UsageError(what, None, "give the torch.nn.Module that was divided, or its class")
     if hasattr(module, "tie_weights"):
         module.tie_weights()  # type: ignore[operator]
     module.eval()
+    require_buffers(module)
+    return module
+
+
+def require_buffers(
+    module: nn.Module, remedy: str = "give a module that is built already instead of its class"
+) -> None:
+    """Raise StageError for a buffer without data that no store or checkpoint has."""
     saved = {id(weight.tensor) for weight in weights_of(module).values()}
     for name, buffer in module.named_buffers():
         if buffer.is_meta and id(buffer) not in saved:
-            remedy = "give a module that is built already instead of its class"
             raise StageError(f"buffer {name} has no data", type(module).__name__, remedy)
-    return module
 
 
 def _emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
@@ -52,8 +61,12 @@ def _emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parame
 def of_class(cls: Any, folder: Path, dtype: str | None = None) -> nn.Module:
     """Return a module of a class without its weights; transformers classes take the config in a folder.
 
-    `dtype`: replaces the dtype of the config.
+    `cls` may be a function that builds a module. `dtype`: replaces the dtype of the config. Raises UsageError for
+    another object.
     """
+    if not callable(cls):
+        what = f"a {type(cls).__name__} is no module"
+        raise UsageError(what, None, "give the torch.nn.Module that was divided, or its class")
     if not hasattr(cls, "from_pretrained"):
         return weightless(cls)
     config = config_of_folder(folder)
