@@ -67,12 +67,13 @@ def of_class(cls: Any, folder: Path, dtype: str | None = None) -> nn.Module:
     if not callable(cls):
         what = f"a {type(cls).__name__} is no module"
         raise UsageError(what, None, "give the torch.nn.Module that was divided, or its class")
-    if not hasattr(cls, "from_pretrained"):
-        return weightless(cls)
+    build: Any = cls
+    if not hasattr(build, "from_pretrained"):
+        return weightless(build)
     config = config_of_folder(folder)
     if dtype is not None:
         config.dtype = dtype
-    build = getattr(cls, "_from_config", None) or cls.from_config
+    build = getattr(build, "_from_config", None) or build.from_config
     try:
         return weightless(lambda: build(config))
     except OfframpError:
