@@ -71,17 +71,33 @@ def test_operations_are_decomposed_where_it_changes_them(name, decomposed):
     assert bool(decomposed) is must
 
 
+def test_what_fails_undecomposed_is_decomposed(monkeypatch, decomposed):
+    write, asked = torch.onnx.export, []
+
+    def export(*words, **options):
+        asked.append(len(decomposed))
+        if len(asked) == 1:
+            raise ValueError("Cannot view a tensor")
+        return write(*words, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    assert difference_of(idle) <= 1e-5
+    assert asked == [0, 0] and len(decomposed) == 1
+
+
 def test_another_version_of_pytorch_is_slower_and_no_more(monkeypatch, decomposed):
     absent = [("torch.no_such", "", "name"), ("torch.onnx", "", "no_such"), ("torch.onnx", "NoSuch", "name")]
-    monkeypatch.setattr(exporter, "_CHANGES", [(*each, exporter._kept) for each in absent])
+    monkeypatch.setattr(exporter, "_TABLES", [(*each, exporter._kept) for each in absent[1:]])
+    monkeypatch.setattr(exporter, "_DECOMPOSING", (*absent[0], exporter._kept))
     assert difference_of(idle) <= 1e-5
     assert len(decomposed) == 1
 
 
 def test_pytorch_is_as_it_was():
-    before = [_of(*change[:3]) for change in exporter._CHANGES]
+    changes = [*exporter._TABLES, exporter._DECOMPOSING]
+    before = [_of(*change[:3]) for change in changes]
     difference_of(idle)
-    assert [_of(*change[:3]) for change in exporter._CHANGES] == before
+    assert [_of(*change[:3]) for change in changes] == before
 
 
 def _of(module, owner, name):

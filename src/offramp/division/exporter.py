@@ -32,6 +32,8 @@ _SIZES = frozenset({*NUMBERS.values(), torch.sym_max, torch.sym_min, _aten.sym_s
 """Operations on sizes, which are never decomposed."""
 Decompose = Callable[[Any, Any], Any]
 """PyTorch's function that decomposes the operations of a program for which a registry has no ONNX function."""
+Change = tuple[str, str, str, Callable[[Any], Callable[..., Any]]]
+"""Module, class (or none) and name of a function of PyTorch, and what makes a quicker one of it."""
 
 
 def to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Sequence[int]]) -> bytes:
@@ -44,21 +46,10 @@ def to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Seq
     moving = [dict.fromkeys(each, torch.export.Dim.DYNAMIC) or None for each in dynamic]
     shapes = (*moving, *[None] * (len(given) - len(moving)))
     try:
-        with quiet(), _quicker():
-            program = torch.onnx.export(
-                graph,
-                tuple(given),
-                dynamo=True,
-                dynamic_shapes=(shapes,),
-                input_names=list(graph.inputs),
-                opset_version=OPSET,
-                verbose=False,
-                external_data=False,
-                optimize=True,
-                custom_translation_table={_aten.rsub.Scalar: _subtracted_from},
-            )
-        assert program is not None
-        proto = program.model_proto
+        try:
+            proto = _exported(graph, given, shapes, [*_TABLES, _DECOMPOSING])
+        except Exception:  # which also says something else of some graphs that are not decomposed
+            proto = _exported(graph, given, shapes, _TABLES)
     except Exception as error:  # the exporter raises many classes, whose cause tells more than its own advice
         what = f"a stage cannot be written as ONNX ({said(error.__cause__ or error)})"
         raise StageError(what, None, ON_TORCH) from None
@@ -72,11 +63,29 @@ def to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Seq
     return proto.SerializeToString(deterministic=True)
 
 
+def _exported(graph: CapturedGraph, given: Sequence[Tensor], shapes: tuple, changes: Sequence[Change]) -> Any:
+    with quiet(), _quicker(changes):
+        program = torch.onnx.export(
+            graph,
+            tuple(given),
+            dynamo=True,
+            dynamic_shapes=(shapes,),
+            input_names=list(graph.inputs),
+            opset_version=OPSET,
+            verbose=False,
+            external_data=False,
+            optimize=True,
+            custom_translation_table={_aten.rsub.Scalar: _subtracted_from},
+        )
+        assert program is not None
+        return program.model_proto
+
+
 @contextmanager
-def _quicker() -> Iterator[None]:
-    """Let PyTorch make its tables once for all graphs of a process, and decompose only what needs it."""
+def _quicker(changes: Sequence[Change]) -> Iterator[None]:
+    """Make functions of PyTorch quicker meanwhile."""
     with ExitStack() as undoing:
-        for module, owner, name, changed in _CHANGES:
+        for module, owner, name, changed in changes:
             try:
                 holder = importlib.import_module(module)
                 holder = getattr(holder, owner) if owner else holder
@@ -145,12 +154,12 @@ def _is_idle(node: Any) -> bool:
     return made.dtype == given.dtype and [str(size) for size in made.shape] == [str(size) for size in given.shape]
 
 
-_CHANGES = (
+_TABLES: tuple[Change, ...] = (
     ("torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib", _kept),
     ("torch._export.utils", "", "_materialize_cpp_cia_ops", _kept),
-    ("torch.onnx._internal.exporter._fx_passes", "", "decompose_with_registry", _where_needed),
 )
-"""Module, class (or none) and name of a function of PyTorch, and what makes a quicker one of it."""
+"""Functions that make tables, which are the same for all graphs of a process."""
+_DECOMPOSING: Change = ("torch.onnx._internal.exporter._fx_passes", "", "decompose_with_registry", _where_needed)
 
 
 def _subtracted_from(tensor: Any, number: Any, alpha: float = 1) -> Any:
