@@ -599,6 +599,7 @@ TABLE = [
         said_by(with_tracker, "the tracker is installed"), again=False, simulates="library",
     ),
     closed("experiments/sweep.py: {}", "shared"),
+    closed("experiments/sweep.py: {}, and the sweep ends", "shared"),
     corrected(
         "errors.py: not a folder | no such {}",
         "compare none none", "name a folder that offramp sweep wrote", compare_with(),

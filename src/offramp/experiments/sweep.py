@@ -341,7 +341,7 @@ class Runner:
         if reason["kind"] == "disk":
             raise DiskFullError(reason["what"], reason["where"], "free some space and run again: records are kept")
         if reason["kind"] == CHANGED:
-            raise ChangedError(reason["what"], reason["where"], reason["remedy"])
+            raise ChangedError(f"{reason['what']}, and the sweep ends", reason["where"], reason["remedy"])
 
     def _num_timed(self) -> int:
         return self.settings.num_jobs if self.settings.share_cores else 1

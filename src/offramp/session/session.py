@@ -125,7 +125,7 @@ def _prepared(
     # The plan of a device profile assumes that all rows reach all layers, so a guard that relies on one needs the same.
     reached = () if guard.needs_every_exit else named.reached(num_exits)
     settings = replace(_settings(config, encoder, texts), reached=reached)
-    _report_lengths(opened, named, encoder, settings.length, warn)
+    _report_lengths(opened, named, encoder, settings.length or config.max_length, warn)
 
     def plan_for(num_rows: int, num_batches: int) -> Classifier:
         sized = replace(settings, num_rows=num_rows, num_batches=num_batches)
@@ -147,9 +147,9 @@ def _prepared(
 def _report_lengths(
     store: Store, named: NamedPolicy, encoder: InputEncoder, longest: Optional[int], warn: Callable[[str], None]
 ) -> None:
-    """Report policies that were tuned on texts of another length."""
-    if store.program.texts is not None:
-        for line in named.lengths(encoder.max_length, longest or encoder.max_length):
+    """Report policies that were tuned on texts of another length. `longest` is None where texts are not known yet."""
+    if store.program.texts is not None and longest is not None:
+        for line in named.lengths(encoder.max_length, longest):
             warn(line)
 
 
