@@ -15,6 +15,7 @@ EXIT_CODES = {
     "PickleError": 4,
     "StoreError": 4,
     "DamagedError": 4,
+    "ChangedError": 4,
     "VersionError": 4,
     "StageError": 4,
     "NonFiniteError": 4,

@@ -105,7 +105,7 @@ ATTACKS = {
     "a kind without graph": (lambda s: s["stages"][0].update(kind="graph-b"), "have no graph"),
     "a kind that is no name": (lambda s: s["stages"][0].update(kind="../../x"), "kind must be a string like"),
     "a stage too few": (lambda s: s["stages"].pop(), "."),
-    "a rank too large": (lambda s: s["values"]["h"].update(shape=[1] * 65), "at most 64"),
+    "a rank too large": (lambda s: s["values"]["h"].update(shape=[1] * 65), "at most 32"),
     "rows of no value": (lambda s: s.update(look_ups=look_ups(value="z")), "names the value 'z'"),
     "rows looked up by numbers": (lambda s: s.update(look_ups=look_ups()), "'h' is looked up by 'x', no input of ids"),
     "rows that are another value": (
