@@ -36,6 +36,8 @@ Outcome = dict[str, Any]
 MAX_ATTEMPTS = 2
 """Attempts for a job whose process is killed. Other failures are not tried again."""
 _CONNECT_SECONDS = 10
+_WAIT_SECONDS = 1
+"""Longest wait at once: a Ctrl-C that comes just before a wait is seen only after it."""
 CHANGED = "changed"
 """Kind of the failure of a job whose model or data were replaced while the sweep ran."""
 _KINDS: dict[type, str] = {
@@ -233,6 +235,6 @@ def run_all(
             if following is not None:
                 token, job, timeout_seconds = following
                 running[pool.start(job, timeout_seconds, log)] = token
-        ended, _ = wait(running, return_when=FIRST_COMPLETED)
+        ended, _ = wait(running, _WAIT_SECONDS, FIRST_COMPLETED)
         for future in ended:
             yield running.pop(future), future.result()
