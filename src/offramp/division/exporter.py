@@ -48,7 +48,7 @@ def to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Seq
     try:
         try:
             proto = _exported(graph, given, shapes, [*_TABLES, _DECOMPOSING])
-        except Exception:  # which also says something else of some graphs that are not decomposed
+        except Exception:  # of any class; some graphs pass only once a second trace has compared their sizes
             proto = _exported(graph, given, shapes, _TABLES)
     except Exception as error:  # the exporter raises many classes, whose cause tells more than its own advice
         what = f"a stage cannot be written as ONNX ({said(error.__cause__ or error)})"

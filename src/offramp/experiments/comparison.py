@@ -303,9 +303,16 @@ def current_records(records: Iterable[Record]) -> list[Record]:
     """Return the records of the contents that each experiment was measured on last: a model, data or a file may have
     changed since the others were made. Records that were converted from a study are all kept.
     """
-    known = [(_identity(record), record) for record in records]
-    last = {identity: record.get("key") for identity, record in known}
-    return [record for identity, record in known if "study" in record or record.get("key") == last[identity]]
+    known = list(records)
+    last = {id(record) for record in measured_last(known, _identity)}
+    return [record for record in known if "study" in record or id(record) in last]
+
+
+def measured_last(records: Iterable[Record], identity: Callable[[Record], Any]) -> list[Record]:
+    """Return the records of the inputs that were measured last, of those with equal identities."""
+    known = [(identity(record), record) for record in records]
+    last = {name: record.get("key") for name, record in known}
+    return [record for name, record in known if record.get("key") == last[name]]
 
 
 def _identity(record: Record) -> str:
@@ -317,6 +324,5 @@ def _identity(record: Record) -> str:
 
 def _usable(records: Iterable[Record], name: str) -> dict[int, Record]:
     """Return the records by round that have a figure which is a number, of the inputs that were measured last."""
-    known = list(records)
-    current = [record for record in known if record["key"] == known[-1]["key"]]
+    current = measured_last(records, lambda record: None)
     return {record["round"]: record for record in current if record["figures"].get(name) is not None}

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.experiments.comparison import Figure, differs, mean_score, num_shared_rows, paired
+from offramp.experiments.comparison import Figure, differs, mean_score, measured_last, num_shared_rows, paired
 from offramp.experiments.grid import matching
 from offramp.experiments.jobs import BOUNDS
 from offramp.experiments.results import Record, completed
@@ -79,8 +79,7 @@ class Subject:
     @cached_property
     def current(self) -> list[Record]:
         """Records of the inputs that were measured last, by seed and round."""
-        last = {record["experiment"]["seed"]: record["key"] for record in self.records}
-        return sorted((each for each in self.records if each["key"] == last[each["experiment"]["seed"]]), key=place_of)
+        return sorted(measured_last(self.records, lambda record: record["experiment"]["seed"]), key=place_of)
 
     @cached_property
     def done(self) -> list[Record]:

@@ -275,7 +275,7 @@ class Runner:
 
     def _note_made(self, step: Prerequisite, outcome: Outcome) -> None:
         if "error" in outcome:
-            self._require_more(outcome)
+            self._require_no_end(outcome)
             what = f"{step.kind} failed: {outcome['error']['what']}"
             self._failed[step.name] = {**outcome["error"], "what": what}
             self.log(f"offramp: warning: {step.name}: {outcome['error']['what']}")
@@ -325,7 +325,7 @@ class Runner:
         about |= {"experiment": job.experiment.to_json(), "inputs": dict(job.inputs)}
         reason = outcome.get("error")
         if reason is not None:
-            self._require_more(outcome)
+            self._require_no_end(outcome)
             if reason["kind"] in _REPEATED:
                 self._refused[job.key] = reason
             found = {"status": FAILED, "reason": dict(reason), "figures": {}, "samples": {}}
@@ -335,8 +335,8 @@ class Runner:
         ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return {**about, **found, **facts, "git": self._git, "ended": ended}
 
-    def _require_more(self, outcome: Outcome) -> None:
-        """Raise the error of a job after which a sweep ends, since it has no record: DiskFullError, ChangedError."""
+    def _require_no_end(self, outcome: Outcome) -> None:
+        """Raise DiskFullError or ChangedError if a job failed because of it: the sweep ends without its record."""
         reason = outcome["error"]
         if reason["kind"] == "disk":
             raise DiskFullError(reason["what"], reason["where"], "free some space and run again: records are kept")
