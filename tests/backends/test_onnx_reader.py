@@ -1,6 +1,7 @@
 """The reader of ONNX models: it reads what `onnx` reads, and refuses the rest with a reason."""
 
 import time
+from collections import deque
 
 import numpy as np
 import onnx
@@ -249,16 +250,17 @@ def test_what_readers_may_read_in_two_ways_is_refused(more, mention):
 def test_the_depth_of_graphs_is_limited(depth):
     """Graphs in attributes of operations in graphs, as many as 1 MiB holds."""
 
-    def field(number, data):
-        size, length = len(data), b""
+    def head(number, size):
+        length = b""
         while size > 127:
             length, size = length + bytes([size & 127 | 128]), size >> 7
-        return bytes([number << 3 | 2]) + length + bytes([size]) + data
+        return bytes([number << 3 | 2]) + length + bytes([size])
 
-    graph = b""
-    for _ in range(depth):
-        graph = field(1, field(4, b"If") + field(5, b"\xa0\x01\x05" + field(6, graph)))
-    data = b"\x08\x08" + field(7, graph)
+    parts, size = deque(), 0  # from the innermost: what is inside of a graph is not copied again
+    for each in [*[6, b"\xa0\x01\x05", 5, b"\x22\x02If", 1] * depth, 7, b"\x08\x08"]:
+        parts.appendleft(each if isinstance(each, bytes) else head(each, size))
+        size += len(parts[0])
+    data = b"".join(parts)
     if depth == 4:
         assert read_model(data).graph.nodes[0].operator == "If"
     else:
