@@ -181,6 +181,19 @@ def made(cls, *args, seed=0, **options):
     return cls(*args, **options).eval()
 
 
+def on_meta(cls):
+    """One in evaluation mode, without data.
+
+    PyTorch lists what takes a device where a device is first set. That may be in `from_pretrained` of transformers,
+    which replaces `torch.linspace` meanwhile: the list lacks it then, and its tensors have data ever after.
+    """
+    with torch.device("meta"):
+        module = cls().eval()
+    for part in module.modules():
+        part._buffers.update({name: buffer.to("meta") for name, buffer in part._buffers.items()})
+    return module
+
+
 def vectors(num_rows=2, seed=0, width=WIDTH):
     return torch.randn(num_rows, width, generator=torch.Generator().manual_seed(seed))
 

@@ -16,7 +16,7 @@ from offramp.store import Store
 from offramp.streaming.weightless import class_of_folder, weightless
 from offramp.units import parse_size
 from tests.backends.narrow import write_rewritten
-from tests.division.modules import WIDTH, Chain, Counting, Routed, Tied, ids, made, vectors
+from tests.division.modules import WIDTH, Chain, Counting, Routed, Tied, ids, made, on_meta, vectors
 from tests.division.tiny import config_of, entries_of
 from tests.remedies.entries import Entry, closed, corrected, options, said_by
 from tests.remedies.store import failing, named_file, spoilt, undo
@@ -309,11 +309,6 @@ def buffers_of_another(w, given):
         divide(w, module, ids(), "tied")
     with offramp.stream(module if given else Tied, store) as model:
         return model(ids())
-
-
-def on_meta(cls):
-    with torch.device("meta"):
-        return cls().eval()
 
 
 def stream_tied(w, module):

@@ -40,6 +40,7 @@ from tests.division.modules import (  # noqa: E402
     Wide,
     ids,
     made,
+    on_meta,
     vectors,
 )
 from tests.leases import TOUCH, num_leases, start  # noqa: E402
@@ -1043,12 +1044,10 @@ def test_a_pass_may_compute_gradients_after_one_in_inference_mode(shelf):
 
 
 def test_a_module_without_data_is_streamed_unless_it_lacks_buffers(shelf):
-    with torch.device("meta"):
-        chain, tied = Chain().eval(), Tied().eval()
-    with offramp.stream(chain, shelf(Chain, vectors())) as model:
+    with offramp.stream(on_meta(Chain), shelf(Chain, vectors())) as model:
         assert same(model(vectors()), plain(made(Chain), vectors()))
     with pytest.raises(StageError, match=r"^buffer positions has no data - Tied - give its class, or a module"):
-        offramp.stream(tied, shelf(Tied, ids()))
+        offramp.stream(on_meta(Tied), shelf(Tied, ids()))
 
 
 class DrawnInPlace(Chain):
