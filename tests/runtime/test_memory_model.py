@@ -14,7 +14,7 @@ from offramp.runtime import memory_model
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.memory_model import (
     HEADROOM_BYTES,
-    HELD_FACTOR,
+    HELD_BYTES,
     NUM_WARM_UPS,
     RUN_CODE_BYTES,
     SMALL_LENGTH,
@@ -121,7 +121,7 @@ def test_arrays_count_bytes_by_their_dtype():
 @pytest.mark.parametrize(("backend", "num_held"), [(ToyBackend(), 3), (Keeping(True), 4)])
 def test_a_sweep_holds_all_batches_that_wait_or_were_set_aside(backend, num_held):
     model = model_of(program_of(TEXTS, (BATCH, TOKENS)), backend, rows=ROW)
-    held = int(HELD_FACTOR * backend.state_bytes(2, 5)) + model.input_bytes(2, 5)
+    held = backend.state_bytes(2, 5) + HELD_BYTES + model.input_bytes(2, 5)
     assert model.held_bytes(2, 5) == held
     alone = model.sweep_bytes(Workload(2, 5), 1000)
     assert alone == 1000 + backend.keeps_buffers * 2 * 5 * ROW + HEADROOM_BYTES

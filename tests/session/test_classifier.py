@@ -29,7 +29,7 @@ from offramp.runtime.memory_model import Workload
 from offramp.runtime.planner import SPREAD_BYTES
 from offramp.runtime.slots import Slot
 from offramp.runtime.sweep import Outcome
-from offramp.session.bulk import bulk_batches, with_most_rows
+from offramp.session.bulk import _evenly, bulk_batches, with_most_rows
 from offramp.session.classifier import Settings
 from offramp.session.records import page_cache_bytes
 from offramp.session.results import result_of
@@ -612,7 +612,7 @@ def test_bulk_takes_the_most_rows_that_fit(shelf):
         classifier.close()
 
 
-@pytest.mark.parametrize(("num_inputs", "rows"), [(0, 1), (1, 1), (5, 5), (40, 32)])
+@pytest.mark.parametrize(("num_inputs", "rows"), [(0, 1), (1, 1), (5, 5), (32, 32), (40, 20)])
 def test_bulk_plans_for_no_more_rows_than_there_are_inputs(shelf, num_inputs, rows):
     store = shelf.open(Toy(padding_bytes=1 << 20))
 
@@ -622,6 +622,15 @@ def test_bulk_plans_for_no_more_rows_than_there_are_inputs(shelf, num_inputs, ro
     classifier = with_most_rows(plan_for)
     assert (classifier.settings.num_rows, classifier.settings.num_batches) == (rows, 1)
     classifier.close()
+
+
+@given(st.integers(1, 2000), st.integers(1, 32), st.integers(1, 20))
+def test_the_rows_of_a_sweep_are_as_few_as_take_all_inputs_in_no_more_sweeps(num_inputs, num_rows, num_batches):
+    rows, batches = _evenly(num_inputs, num_rows, num_batches)
+    assert 1 <= rows <= num_rows and 1 <= batches <= num_batches
+    sweeps = -(-num_inputs // (num_rows * num_batches))
+    assert sweeps * rows * batches >= num_inputs > sweeps * (rows - 1) * batches
+    assert sweeps * rows * (batches - 1) < num_inputs
 
 
 def test_bulk_sweeps_hold_as_many_batches_as_the_budget_has_room_for(shelf, fixed_memory, monkeypatch):

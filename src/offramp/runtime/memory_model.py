@@ -20,8 +20,9 @@ from offramp.runtime.touched_pages import TouchedPages
 
 HEADROOM_BYTES = 4 << 20
 """Growth of Python's heap, and error of the kernel's per-thread counters of resident pages (64 pages each)."""
-HELD_FACTOR = 1.1
-"""Safety factor on `Backend.state_bytes`. Measured: 25 BERT-base states took 10.3 MiB, estimate 9.6 MiB."""
+HELD_BYTES = 32 << 10
+"""Memory of a batch that waits, besides `Backend.state_bytes`: its objects, and parts of pages. Measured: 25 states of
+BERT-base took 10.3 MiB, estimate 9.6 MiB."""
 BULK_FACTOR = 2.0
 """Safety factor on `Backend.activation_bytes` for batches that are estimated and not measured: an arena keeps a buffer
 of every size. Measured: 11 rows of BERT-base took 68 MiB, estimate 37 MiB."""
@@ -99,7 +100,7 @@ class MemoryModel:
 
     def held_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes that a batch [B, S] takes while another batch of its sweep is computed."""
-        return int(HELD_FACTOR * self.backend.state_bytes(num_rows, length)) + self.input_bytes(num_rows, length)
+        return self.backend.state_bytes(num_rows, length) + HELD_BYTES + self.input_bytes(num_rows, length)
 
     def sweep_bytes(self, workload: Workload, activation_bytes: int) -> int:
         """Return the bytes of a sweep if computing one of its batches takes `activation_bytes`.

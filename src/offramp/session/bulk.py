@@ -8,7 +8,7 @@ Shapes: B rows, S tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Sequence, Tuple
 
 from offramp.runtime.backend import Backend
 from offramp.runtime.inputs import InputReader
@@ -87,11 +87,24 @@ def with_most_rows(plan_for: Callable[[int, int], Classifier], *, has_deadline: 
             choices[num_rows] = min(fit, MAX_SWEEP_ROWS // num_rows, -(-most // num_rows))
     tokens = NO_TEXT_TOKENS if program.texts is None else length
     num_rows, num_batches = min(choices.items(), key=lambda choice: _cost(*choice, tokens), default=(1, 1))
+    if num_inputs:
+        num_rows, num_batches = _evenly(num_inputs, num_rows, num_batches)
     if num_rows * num_batches == 1:
         return single
     backend.trim()  # free the memory of the trial
     several = plan_for(num_rows, num_batches)
     return several if several.plan.feasible else single
+
+
+def _evenly(num_inputs: int, num_rows: int, num_batches: int) -> Tuple[int, int]:
+    """Return the fewest rows of a batch and batches of a sweep that take these inputs in no more sweeps.
+
+    What the last sweep, or the last batch of the only one, would have left empty is memory for weights.
+    """
+    num_sweeps = -(-num_inputs // (num_rows * num_batches))
+    sweep_rows = -(-num_inputs // num_sweeps)
+    num_batches = -(-sweep_rows // num_rows)
+    return -(-sweep_rows // num_batches), num_batches
 
 
 def _cost(num_rows: int, num_batches: int, length: int) -> float:
