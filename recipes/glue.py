@@ -1,6 +1,7 @@
 """Exits trained on the tasks of GLUE: losses, forms of heads, and exit rules; docs/results/glue.md has the figures.
 
-MODELS holds `minilm` and `distil-minilm`, a DistilBERT filled from it; GLUE the tables of the tasks.
+MODELS holds `minilm` and `distil-minilm`, a DistilBERT filled from it (bench/shapes.py makes them); GLUE the tables of
+the tasks.
 
 MODELS=models GLUE=glue offramp sweep recipes/glue.py --out results/glue --jobs 2
 """

@@ -1,8 +1,10 @@
 """Reports of records: what their tables say, which pictures they have, and that equal records give equal reports."""
 
+import functools
 import json
 import random
 import shlex
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -24,6 +26,7 @@ from offramp.reporting.forms import WRITE_PAGE
 from offramp.reporting.html_page import to_html
 from offramp.reporting.pictures import Picture
 from offramp.reporting.tables import NONE, Section
+from tests.checks.browser import look
 from tests.experiments.studies import EXITS, MIB, record, study
 
 HOSTILE = "<script>alert(1)</script>\"' onload=x {{ 7*7 }} | \\ ]]>"
@@ -419,15 +422,33 @@ def test_interruptions_leave_no_trace_in_a_report_of_toys():
     assert to_html(page(toys)) == to_html(page(later[::-1]))
 
 
-def test_names_that_are_hostile_stay_texts():
+@functools.cache
+def hostile_report():
     found = study(5, rows=20, model=[HOSTILE, "m"], task=["sst2"], exit=["none", "patience:1"])
     for each in found:
         each["samples"]["labels"] = [HOSTILE + "\ud800", "</title><img src=x onerror=alert(1)>"]
-    html = to_html(page_of({HOSTILE: found}, HOSTILE))
+    return to_html(page_of({HOSTILE: found}, HOSTILE))
+
+
+def test_names_that_are_hostile_stay_texts():
+    html = hostile_report()
     assert "<script>alert" not in html and "<img" not in html and "{{" not in html.replace("{{ 7*7 }}", "")
     assert html.count("<script") == 1 and "http" not in html.replace("http-equiv", "").replace(
         "http://www.w3.org/2000/svg", ""
     )
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium")
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_a_browser_finds_nothing_wrong(tmp_path, width, scheme):
+    (tmp_path / "report.html").write_text(hostile_report(), encoding="utf-8", errors="replace")
+    found = look(tmp_path / "report.html", width, scheme)
+    assert (found["errors"], found["requests"], found["code"], found["wide"]) == ([], [], [], 0)
+    assert found["paint"] > 0 and (found["background"] == "rgb(16, 20, 26)") == (scheme == "dark")
+    wrong = "<p style='width: 2000px' onclick='f()'>a<img src='http://localhost:1/x.png'><script>throw 1</script>"
+    (tmp_path / "wrong.html").write_text(wrong)
+    found = look(tmp_path / "wrong.html", width, scheme)
+    assert found["errors"] and found["requests"] and found["code"] and found["wide"] > 0
 
 
 def test_the_command_of_a_row_measures_it_alone(records, tmp_path, monkeypatch):
