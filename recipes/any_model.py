@@ -3,7 +3,10 @@
 MODELS holds model folders of transformers, sorted by kind, as KIND/NAME: your own, or tiny ones with random weights,
 which `python -m tests.zoo.folders models` writes, of all architectures; of twelve with `--sample 12`.
 
-MODELS=models offramp sweep recipes/any_model.py --out results/any-model --jobs 2
+MODELS=models offramp sweep recipes/any_model.py --out results/any-model
+
+Jobs run one at a time, since they measure how much slower a stream is than its model. `--jobs 2 --share-cores` is for
+the comparison of answers alone: models then slow each other down.
 """
 
 import os

@@ -425,11 +425,25 @@ def test_a_profile_keeps_the_key_of_older_releases(monkeypatch, tmp_path):
     assert names[0] == ["profile-6311a2b747152398", "tune-f0e9079291db27a7"] and not set(names[0]) & set(names[1])
 
 
-def test_jobs_that_measure_time_run_one_at_a_time_unless_asked(tmp_path):
+@pytest.mark.parametrize("share_cores", [False, True])
+def test_jobs_that_measure_time_run_one_at_a_time_unless_asked(tmp_path, monkeypatch, share_cores):
+    """Those of streams, too: each compares its time with that of its model. Toys run beside each other, and first."""
+    kinds, groups = ("stream", "toy", "measure") * 2, []
+
+    def run_group(pool, jobs, num_workers, log):
+        found = [(job, {"result": {}, "attempts": 1, "seconds": 1.0}) for job, *_ in jobs]
+        groups.append(([job.experiment.job for job, _ in found], num_workers))
+        yield from found
+
+    monkeypatch.setattr(sweep, "run_all", run_group)
     with Results(tmp_path / "out", ignore) as results:
-        for share_cores, expected in ((False, 1), (True, 3)):
-            runner = Runner(results, Recorder(), SweepSettings(3, share_cores), ignore, ignore)
-            assert runner._num_timed() == expected
+        runner = Runner(results, Recorder(), SweepSettings(3, share_cores), ignore, ignore)
+        jobs = [sweep.Job(f"k{n}", 1, experiment(job=kind, model=f"m{n}"), {}, Needs(tmp_path))
+                for n, kind in enumerate(kinds)]  # fmt: skip
+        runner.run(Plan(jobs, [], 0))
+        workers = [record["workers"] for record in results.records]
+    beside = 3 if share_cores else 1
+    assert groups == [(["toy"] * 2, 3), (["stream", "measure"] * 2, beside)] and workers == [3, 3, *[beside] * 4]
 
 
 def test_a_rival_ends_at_its_limit_before_its_worker_does():

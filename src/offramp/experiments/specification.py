@@ -22,6 +22,8 @@ from offramp.training.settings import TrainSettings
 from offramp.units import named_size, parse_duration
 
 MEASURE, STREAM, TOY = "measure", "stream", "toy"
+MEASURING = (MEASURE, STREAM)
+"""Jobs that measure time: of those on one machine, none runs beside another."""
 INPUTS = "inputs.safetensors"
 """File of a model folder with example inputs of a job `stream`, by name, as `offramp divide --inputs` reads it; without
 it, they are made up from the config."""

@@ -36,7 +36,7 @@ from offramp.experiments.prerequisites import (
 )
 from offramp.experiments.results import FORMAT, Record, Results, TooLargeError
 from offramp.experiments.results import MADE as MADE_FOLDER
-from offramp.experiments.specification import INPUTS, MEASURE, STREAM, TOY, Experiment, names_of
+from offramp.experiments.specification import INPUTS, MEASURING, STREAM, TOY, Experiment, names_of
 from offramp.experiments.steps import PROFILE, RUN_AGAIN
 from offramp.measure import median
 from offramp.policies.own import python_files
@@ -287,8 +287,8 @@ class Runner:
 
     def _measure(self, jobs: Sequence[Job]) -> None:
         """Run the jobs: those that measure time one at a time, unless asked otherwise."""
-        timed = [job for job in jobs if job.experiment.job == MEASURE]
-        others = [job for job in jobs if job.experiment.job != MEASURE]
+        timed = [job for job in jobs if job.experiment.job in MEASURING]
+        others = [job for job in jobs if job.experiment.job not in MEASURING]
         self.names = self.names or names_of([job.experiment for job in jobs])
         self._num_done, self._num_all = 0, len(jobs)
         self.progress(0, len(jobs), f"{len(jobs)} jobs")
