@@ -11,8 +11,10 @@ import pytest
 from offramp import errors
 from offramp.errors import MissingExtraError, OfframpError
 from offramp.experiments import children
+from offramp.experiments import worker as worker_process
 from offramp.experiments.children import WORKER, TimedOutError, run_worker
 from offramp.experiments.jobs import WorkerJob
+from offramp.measure import conditions
 from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
 from tests.processes import is_running, wait_until
@@ -69,6 +71,17 @@ def test_an_unforeseen_error_is_named_and_its_traceback_is_logged(worker):
     with pytest.raises(OfframpError, match="internal error in a worker process: ZeroDivisionError: division by zero"):
         run_worker(JOB, lines.append)
     assert lines[0].startswith("Traceback") and lines[-1] == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("lacking", [MemoryError, OSError])
+def test_an_error_arrives_where_nothing_is_left_to_describe_the_machine(monkeypatch, capsys, lacking):
+    def describe(folder):
+        raise lacking
+
+    monkeypatch.setattr(conditions, "surroundings", describe)
+    assert worker_process._refuse({"class": "BudgetError", "what": "x", "where": None, "remedy": None}, "", 3) == 3
+    found = children.error_of(json.loads(capsys.readouterr().out)["error"])
+    assert type(found) is errors.BudgetError and found.environment is None
 
 
 def test_the_time_limit_of_a_process_that_the_worker_started_is_one(worker):

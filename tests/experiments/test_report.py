@@ -27,7 +27,7 @@ from offramp.reporting.html_page import to_html
 from offramp.reporting.pictures import Picture
 from offramp.reporting.tables import NONE, Section
 from tests.checks.browser import look
-from tests.experiments.studies import EXITS, MIB, record, study
+from tests.experiments.studies import ENVIRONMENT, EXITS, MIB, record, study
 
 HOSTILE = "<script>alert(1)</script>\"' onload=x {{ 7*7 }} | \\ ]]>"
 
@@ -223,6 +223,19 @@ def test_failures_are_rows_with_their_reason(records):
     only = page(failed)
     assert table(only).notes == ("No experiment of this table has figures.",) and not only.pictures
     assert all(write(only) for write in (to_html, *WRITE_PAGE.values()))
+
+
+def test_a_failure_is_shown_with_its_machine_if_its_record_has_one(records):
+    """Records of earlier releases have none."""
+    old = record(experiment(model="runs/bert", task="sst2", budget="32MiB", rows=60), 1, "too little memory")
+    new = {**old, "environment": {**ENVIRONMENT, "memory_limit_bytes": 128 * MIB}}
+    assert "environment" not in [each.name for each in page([old]).tables]
+    rows = {row.cells[0].text: row.cells[1].text for row in table(page([new]), "environment").rows}
+    assert (rows["processor"], rows["memory limit"], rows["records"]) == ("AMD EPYC", "128.0 MiB", "1")
+    assert "128.0 MiB" in to_html(page([new])) and to_html(page([old]))
+    alike = table(page([*records, {**old, "environment": ENVIRONMENT}]), "environment")
+    assert [column.title for column in alike.columns] == ["", "machine"]
+    assert alike.rows[-3].cells[1].text == str(len(records) + 1)
 
 
 def test_failures_of_earlier_inputs_are_not_those_of_a_row():

@@ -32,6 +32,7 @@ from offramp.experiments.report import page_of
 from offramp.experiments.results import RECORDS, Results, read_results
 from offramp.experiments.steps import _data_digest
 from offramp.experiments.sweep import Plan, Runner, SweepSettings, estimated_seconds, plan_sweep
+from offramp.measure.conditions import surroundings
 from offramp.reporting.html_page import to_html
 from offramp.tasks import DataSpec
 from offramp.training import TrainSettings
@@ -104,6 +105,11 @@ def test_failures_are_records_with_their_reason(in_process, tmp_path):
     refused = found["toy-refuses", 1]
     assert refused["status"] == "failed" and refused["reason"]["kind"] == "refused"
     assert refused["reason"]["what"] == "this toy refuses" and refused["reason"]["remedy"] == "take another toy"
+    parts = {"cpu_model", "num_cores", "total_memory_bytes", "memory_limit_bytes", "caches", "load_1min",
+             "available_memory_bytes", "kernel", "python_version", "offramp_version", "library_versions"}  # fmt: skip
+    for record in records:
+        assert record["status"] == "done" or parts <= record["environment"].keys(), "also where it was not run"
+    assert found["toy-refuses", 2]["environment"] == refused["environment"]
     assert found["toy-refuses", 2]["attempts"] == 0, "every round would be refused"
     for number in (1, 2):
         killed = found["toy-is-killed", number]
@@ -118,11 +124,23 @@ def test_failures_are_records_with_their_reason(in_process, tmp_path):
 
 def test_a_result_that_no_record_holds_is_a_failure_and_the_sweep_goes_on(in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "MAX_RECORD_BYTES", 4000)
+    compute = toy_worker.toy
+    monkeypatch.setitem(steps._STEPS, "toy", lambda *step: {**compute(*step), "environment": {"num_cores": 7}})
     plan, _ = run([*Grid(job="toy", model="toy", passes=[10, 900], rounds=2)], tmp_path / "out")
     found = read_results(tmp_path / "out", ignore)
     assert [record["status"] for record in found] == ["done", "failed", "failed", "done"]
     assert "result not kept" in found[1]["reason"]["what"] and found[2]["attempts"] == 0
+    assert found[1]["environment"] == found[2]["environment"] == {"num_cores": 7}, "of the measurement"
     assert found[1]["reason"]["remedy"].startswith("give fewer rows") and len(plan.failed) == 2
+
+
+def test_of_a_machine_that_a_scheduler_has_lost_nothing_is_recorded(tmp_path):
+    lost, each = Future(), experiment(job="toy", model="toy")
+    lost.set_exception(OSError("the workers are gone"))
+    with Results(tmp_path / "out", ignore) as found:
+        runner = Runner(found, Recorder(), SweepSettings(), ignore, ignore)
+        record = runner._record(sweep.Job("k", 1, each, {}, Needs(tmp_path)), pools._outcome_of(lost), 1)
+    assert record["reason"]["kind"] == "killed" and "environment" not in record
 
 
 @pytest.mark.parametrize(
@@ -335,7 +353,7 @@ class Recorder:
         done, kind = Future(), job.step["kind"] if job.step else job.job
         self.order.append(kind)
         error = {"kind": "refused", "what": "no", "where": None, "remedy": None}
-        outcome = {"error": error} if kind in self.failing else {"result": {}}
+        outcome = {"error": error, "environment": {"num_cores": 7}} if kind in self.failing else {"result": {}}
         done.set_result({**outcome, "attempts": 1, "seconds": 1.0})
         return done
 
@@ -372,6 +390,7 @@ def test_what_needs_a_failed_prerequisite_is_recorded_as_failed(tmp_path, in_pro
         Runner(results, pool, SweepSettings(), ignore, ignore).run(Plan(jobs, list(needs.steps.values()), 0))
         assert "exits" not in pool.order
         reasons = [record["reason"]["what"] for record in results.records]
+        assert all(record["environment"] == {"num_cores": 7} for record in results.records), "of what failed"
     assert reasons == ["transcript failed: no"] * 2
 
 
@@ -472,11 +491,14 @@ def failing_toys(monkeypatch):
     monkeypatch.setattr(children, "WORKER", toy_worker.COMMAND)
 
 
-def test_a_real_worker_that_is_killed_or_hangs_or_has_no_memory(failing_toys):
-    """Two attempts of the first, one of the others."""
+def test_a_real_worker_that_is_killed_or_hangs_or_has_no_memory(failing_toys, monkeypatch, tmp_path):
+    """Two attempts of the first, one of the others. One that lives tells its environment, as a measurement does."""
+
+    monkeypatch.setattr(pools, "surroundings", lambda folder: {"told by": "the parent"})
 
     def outcome(model, timeout_seconds=None):
         step = {"kind": "toy", "experiment": experiment(job="toy", model=model).to_json(), "round": 1}
+        step["model"] = str(tmp_path)
         return attempt(pools.WorkerJob("step", "", step=step), timeout_seconds)
 
     killed, hangs, full = outcome("toy-is-killed"), outcome("toy-hangs", 0.6), outcome("toy-fills-memory")
@@ -484,6 +506,8 @@ def test_a_real_worker_that_is_killed_or_hangs_or_has_no_memory(failing_toys):
     assert (hangs["error"]["kind"], hangs["attempts"]) == ("timeout", 1) and hangs["seconds"] < 30
     assert "did not finish in 600.0 ms" in hangs["error"]["what"]
     assert (full["error"]["kind"], full["attempts"]) == ("memory", 1) and "not enough memory" in full["error"]["what"]
+    assert killed["environment"] == hangs["environment"] == {"told by": "the parent"}
+    assert full["environment"].keys() == surroundings(tmp_path).keys() and full["environment"]["storage"]
 
 
 def test_a_pool_that_is_closed_leaves_no_process(failing_toys):

@@ -2,7 +2,8 @@
 
 import json
 
-from offramp.measure.conditions import conditions
+from offramp.measure.conditions import conditions, surroundings
+from offramp.measure.hardware import environment
 
 
 def write(root, name, text):
@@ -31,3 +32,11 @@ def test_a_machine_that_tells_nothing(tmp_path):
     found = conditions(tmp_path, tmp_path)
     assert found["caches"] == {} and found["load_1min"] is found["governor"] is found["memory_limit_bytes"] is None
     assert found["free_disk_bytes"] > 0 and json.dumps(conditions(tmp_path))
+
+
+def test_of_a_folder_that_is_not_there_no_disk_is_described(tmp_path):
+    """A failure may be that the folder is missing: its record describes the machine all the same."""
+    there, missing = surroundings(tmp_path), surroundings(tmp_path / "none")
+    assert there.keys() == environment(tmp_path).keys() | conditions(tmp_path).keys()
+    assert there.keys() - missing.keys() == {"storage"} and there["free_disk_bytes"] > 0
+    assert missing["free_disk_bytes"] is surroundings()["free_disk_bytes"] is None

@@ -159,8 +159,7 @@ def _answered(model: nn.Module, folder: Path, log: Log) -> tuple[list[Arguments]
 
 def record_of(found: Tree, folder: Path) -> dict[str, Any]:
     """Return what the record of a job says of a trial: figures, and in `run` the rest."""
-    from offramp.measure.conditions import conditions
-    from offramp.measure.hardware import environment
+    from offramp.measure.conditions import surroundings
 
     run, figures = dict(found), {}
     for name in ("divide_seconds", "num_stages", "num_tensors", "weight_bytes", "largest_stage_bytes", "kept_bytes"):
@@ -178,8 +177,7 @@ def record_of(found: Tree, folder: Path) -> dict[str, Any]:
         run["sliced_equal"] = _fault(found["sliced"]) is None
         differences = [each for each in found["sliced"].get("difference", ()) if not isinstance(each, str)]
         figures |= {"sliced_difference": max(differences)} if differences else {}
-    here = {**environment(folder), **conditions(folder)}
-    return {"figures": figures, "samples": {}, "run": run, "environment": here}
+    return {"figures": figures, "samples": {}, "run": run, "environment": surroundings(folder)}
 
 
 def seconds_of(model: Any, given: Arguments, num_passes: int) -> float:

@@ -121,4 +121,5 @@ def error_of(tree: dict[str, Any]) -> OfframpError:
     kind = known.get(str(tree.get("class")), OfframpError)
     error = kind.__new__(kind)  # MissingExtraError has other arguments than its base
     OfframpError.__init__(error, tree["what"], tree["where"], tree["remedy"])
+    error.environment = tree.get("environment")
     return error

@@ -35,8 +35,7 @@ def completed(
 
     `texts` are the answers to the rows of the sample of the step, if there is one; `more` are other samples.
     """
-    from offramp.measure.conditions import conditions
-    from offramp.measure.hardware import environment
+    from offramp.measure.conditions import surroundings
 
     known = {"latency": median(seconds), "latency_p95": percentile(seconds, 95), "latency_p99": percentile(seconds, 99)}
     known |= figures
@@ -46,8 +45,8 @@ def completed(
         known |= {**about.pop("scores"), "mean_exit": sum(texts["exit_stages"]) / len(texts["exit_stages"])}
         known["time_per_input"] = texts["seconds"] / len(texts["answers"])
         samples |= {"exits": texts["exit_stages"], **about}
-    here = {**environment(step["store"]), **conditions(step["store"])}
-    return {"figures": known, "samples": {**samples, **(more or {})}, "run": dict(run), "environment": here}
+    about = {"run": dict(run), "environment": surroundings(step["store"])}
+    return {"figures": known, "samples": {**samples, **(more or {})}, **about}
 
 
 def _scored(sample: Tree, texts: Tree) -> dict[str, Any]:

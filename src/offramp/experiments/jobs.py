@@ -54,6 +54,12 @@ class WorkerJob:
             raise ValueError(f"unknown job {self.job!r}; known jobs: {', '.join(JOBS)}")
         object.__setattr__(self, "tokens", tuple((tuple(ids_S), tuple(types_S)) for ids_S, types_S in self.tokens))
 
+    @property
+    def folder(self) -> str:
+        """Folder on the disk that the job reads, or to which it writes what it makes; "" if it has none."""
+        step = self.step or {}
+        return self.store or next((str(step[name]) for name in ("store", "out", "model") if step.get(name)), "")
+
     def to_json(self) -> dict[str, Any]:
         """Return the job as a tree of plain values."""
         return {**vars(self), "config": self.config.to_json(), "inputs": self.inputs.to_json()}

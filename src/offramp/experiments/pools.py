@@ -1,7 +1,7 @@
 """Pools run jobs, each in a process of its own, and give back what became of them: here, or by a scheduler of dask.
 
-An outcome is a tree of plain values: `result`, or `error` with the kind of the failure; `seconds`, `attempts`. A job
-whose process was killed is tried once more.
+An outcome is a tree of plain values: `result`, or `error` with the kind of the failure and the `environment` of the
+process that failed; `seconds`, `attempts`. A job whose process was killed is tried once more.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from offramp.errors import (
 from offramp.experiments.children import Log, LostError, TimedOutError, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.experiments.specification import Experiment
+from offramp.measure.conditions import surroundings
 
 Outcome = dict[str, Any]
 MAX_ATTEMPTS = 2
@@ -72,12 +73,11 @@ def attempt(
     for number in range(1, MAX_ATTEMPTS + 1):
         try:
             outcome: Outcome = {"result": run_worker(job, log, timeout_seconds, started)}
-        except LostError as error:
-            outcome = {"error": failure_of(error)}
-            if number < MAX_ATTEMPTS:
-                continue
         except OfframpError as error:
-            outcome = {"error": failure_of(error)}
+            if isinstance(error, LostError) and number < MAX_ATTEMPTS:
+                continue
+            here = error.environment or surroundings(job.folder)  # a process that was killed has not told
+            outcome = {"error": failure_of(error), "environment": here}
         return {**outcome, "attempts": number, "seconds": time.perf_counter() - began}
     raise AssertionError("the last attempt returns")
 

@@ -230,9 +230,9 @@ class Runner:
         self._watch, self.names = watch, {}
         """Experiment -> its name among the others; made for each plan, unless it is set."""
         self._failed: dict[str, Mapping[str, Any]] = {}
-        """Name of a prerequisite that failed -> the reason."""
+        """Name of a prerequisite that failed -> its failure: the reason, and the environment where it is known."""
         self._refused: dict[str, Mapping[str, Any]] = {}
-        """Key of an experiment of which a round failed as every round would -> the reason."""
+        """Key of an experiment of which a round failed as every round would -> its failure."""
         self._git = git_state()
 
     def run(self, plan: Plan) -> None:
@@ -244,7 +244,7 @@ class Runner:
         for record in self.results.records:
             reason = record.get("reason")
             if reason is not None and reason["kind"] in _REPEATED:
-                self._refused.setdefault(record["key"], reason)
+                self._refused.setdefault(record["key"], _failure(reason, record))
         (self.results.folder / MADE_FOLDER).mkdir(exist_ok=True)
         self._make(plan.steps)
         self._measure(plan.jobs)
@@ -277,7 +277,7 @@ class Runner:
         if "error" in outcome:
             self._require_no_end(outcome)
             what = f"{step.kind} failed: {outcome['error']['what']}"
-            self._failed[step.name] = {**outcome["error"], "what": what}
+            self._failed[step.name] = _failure({**outcome["error"], "what": what}, outcome)
             self.log(f"offramp: warning: {step.name}: {outcome['error']['what']}")
             return
         if step.kind == "profile":
@@ -300,10 +300,10 @@ class Runner:
     def _next(self, group: Sequence[Job]) -> Iterator[tuple[Job, WorkerJob, float | None]]:
         """Yield the jobs to run. The rounds of an experiment that cannot run are recorded without being run."""
         for job in group:
-            reason = next((self._failed[name] for name in job.needs.steps if name in self._failed), None)
-            reason = reason or self._refused.get(job.key)
-            if reason is not None:
-                self._add(job, {"error": reason, "attempts": 0, "seconds": 0.0}, 0)
+            failure = next((self._failed[name] for name in job.needs.steps if name in self._failed), None)
+            failure = failure or self._refused.get(job.key)
+            if failure is not None:
+                self._add(job, {**failure, "attempts": 0, "seconds": 0.0}, 0)
                 continue
             yield job, measuring_job(job.experiment, job.number, job.needs), _limit(job.experiment)
 
@@ -313,7 +313,8 @@ class Runner:
         try:
             self.results.add(self._record(job, outcome, beside))
         except TooLargeError as error:
-            outcome = {"error": failure_of(error), "attempts": outcome["attempts"], "seconds": outcome["seconds"]}
+            failure = _failure(failure_of(error), outcome["result"])
+            outcome = {**failure, "attempts": outcome["attempts"], "seconds": outcome["seconds"]}
             self.results.add(self._record(job, outcome, beside))
         self._watch(self.results.records[-1], self.names[job.experiment])
         self._num_done += 1
@@ -327,8 +328,9 @@ class Runner:
         if reason is not None:
             self._require_no_end(outcome)
             if reason["kind"] in _REPEATED:
-                self._refused[job.key] = reason
+                self._refused[job.key] = _failure(reason, outcome)
             found = {"status": FAILED, "reason": dict(reason), "figures": {}, "samples": {}}
+            found |= {"environment": outcome["environment"]} if "environment" in outcome else {}
         else:
             found = {"status": DONE, **outcome["result"]}
         facts = {"seconds": outcome["seconds"], "attempts": outcome["attempts"], "workers": beside}
@@ -349,6 +351,12 @@ class Runner:
     def _workers(self, num_workers: int) -> int:
         """Return how many jobs run at once. Machines of a scheduler do not share cores."""
         return num_workers if self.pool.is_here else self.pool.num_workers
+
+
+def _failure(reason: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outcome of a failure, with the environment of a record, an outcome or a result if that has one."""
+    known = {"environment": about["environment"]} if about.get("environment") else {}
+    return {"error": reason, **known}
 
 
 def _require_same_store(job: Job, outcome: Outcome) -> None:

@@ -1,8 +1,8 @@
 """A worker process: `python -m offramp.experiments.worker` reads one JSON job on stdin and prints JSON lines.
 
-Lines are `{"progress": text}`, and last `{"result": tree}` or `{"error": {"class", "what", "where", "remedy"}}`. The
-process ends when its parent does. Libraries are imported by the job that needs them, since a worker measures its own
-memory. Keeps to Python 3.8: `offramp profile` uses it.
+Lines are `{"progress": text}`, and last `{"result": tree}` or `{"error": {"class", "what", "where", "remedy",
+"environment"}}`. The process ends when its parent does. Libraries are imported by the job that needs them, since a
+worker measures its own memory. Keeps to Python 3.8: `offramp profile` uses it.
 """
 
 from __future__ import annotations
@@ -35,26 +35,34 @@ def main() -> int:
     parent = tree.pop("parent", None)
     if parent is not None and is_orphan(parent):
         return 1
+    folder = ""
     try:
         job = WorkerJob.from_json(tree)
+        folder = job.folder
         job = replace(job, config=replace(job.config, own_process=True))
         _send("result", _RUN[job.job](job))
         return 0
     except OfframpError as error:
-        return _refuse(error)
+        return _refuse(described(error), folder, error.exit_code)
     except Exception as error:
         found = system_error(error)  # no memory, a full disk
         if found is not None:
-            return _refuse(found)
+            return _refuse(described(found), folder, found.exit_code)
         traceback.print_exc()
         what = f"internal error in a worker process: {type(error).__name__}: {error}"
-        _send("error", {"class": "OfframpError", "what": what, "where": None, "remedy": "report it"})
-        return 1
+        return _refuse({"class": "OfframpError", "what": what, "where": None, "remedy": "report it"}, folder, 1)
 
 
-def _refuse(error: OfframpError) -> int:
-    _send("error", described(error))
-    return error.exit_code
+def _refuse(error: dict[str, Any], folder: str, exit_code: int) -> int:
+    """Send an error and the machine on which it was raised; return the exit code."""
+    from offramp.measure.conditions import surroundings
+
+    try:
+        here = surroundings(folder)
+    except (MemoryError, OSError):  # the reason may be lack of memory: the parent then says what it knows
+        here = None
+    _send("error", {**error, "environment": here})
+    return exit_code
 
 
 def _send(kind: str, tree: Any) -> None:
