@@ -109,7 +109,7 @@ def test_a_sweep_says_at_its_end_that_jobs_failed(run, tmp_path, monkeypatch, in
     assert said.err.splitlines()[-1] == "out: 2 jobs have run; 0 were recorded before"
     warning = (
         "offramp: warning: 2 of 4 jobs failed: this toy refuses (take another toy) - out - "
-        "correct the cause and give another --out: failures are records, and are not run again"
+        "correct the cause and give --retry refused: failures are records, and are not run again without it"
     )
     for first in (
         "out: 2 jobs have run, 2 failed; 2 were recorded before",
@@ -120,6 +120,15 @@ def test_a_sweep_says_at_its_end_that_jobs_failed(run, tmp_path, monkeypatch, in
     said = run("sweep", "recipe.py", "--out", "out", "--json")
     assert said.lines[0]["failed_before"] == 2 and said.lines[0]["failed"] == 0
     assert said.err.splitlines()[-1] == warning
+    said = run("sweep", "recipe.py", "--out", "out", "--retry", "killed,timeout", "--dry-run", "--json")
+    assert said.lines[0]["jobs"] == []
+    said = run("sweep", "recipe.py", "--out", "out", "--retry", "killed,refused", "--dry-run")
+    assert "2 jobs to run" in said.out and "2 are recorded" in said.out
+    said = run("sweep", "recipe.py", "--out", "out", "--retry", "refused", "--json")
+    facts = {"jobs": 2, "recorded_before": 2, "left": 0, "failed": 2, "failed_before": 0}
+    assert said.lines[0] == {"out": "out", **facts} and said.err.splitlines()[-1] == warning
+    said = run("sweep", "recipe.py", "--out", "out", "--retry", "broken")
+    assert said.code == 2 and "unknown kind of failure 'broken'; known: killed, timeout" in said.err
 
 
 RIVALS = """

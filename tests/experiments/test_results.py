@@ -41,6 +41,18 @@ def test_records_are_added_and_read_again(folder):
         assert set(json.loads(line)) == {"sha256", "record"}, "each line is JSON by itself"
 
 
+def test_the_last_line_of_an_id_is_its_record_and_comes_where_it_was_measured(folder):
+    with Results(folder, print) as found:
+        found.add({**RECORD, "id": "a.1", "figures": {"latency": 2.0}})
+    with Results(folder, print) as found:
+        assert ids(found.records) == ids(read_results(folder, print)) == ["a.0", "a.2", "a.1"]
+        assert found.records[-1]["figures"] == {"latency": 2.0}
+        for without in ({"figures": {}}, {"id": ["a"], "figures": {}}):
+            found.add(without)
+            found.add(without)
+    assert len(read_results(folder, print)) == 7, "records of studies have no id"
+
+
 def test_every_torn_last_line_is_cut_off_at_the_last_good_byte(folder):
     whole, logged = (folder / RECORDS).read_bytes(), []
     last = len(whole) - len(line_of({**RECORD, "id": "a.2"}))
@@ -132,12 +144,12 @@ def test_a_full_disk_leaves_no_part_of_a_record(folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 30, limits[1]))
         try:
             with pytest.raises(DiskFullError):
-                found.add(RECORD)
+                found.add({**RECORD, "id": "b.1"})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert (folder / RECORDS).read_bytes() == before
-        found.add(RECORD)
-    assert ids(read_results(folder, print))[3:] == ["a.1"]
+        found.add({**RECORD, "id": "b.1"})
+    assert ids(read_results(folder, print))[3:] == ["b.1"]
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):

@@ -122,6 +122,30 @@ def test_failures_are_records_with_their_reason(in_process, tmp_path):
     assert len(plan.jobs) == 4
 
 
+def test_failures_of_some_kinds_are_measured_again_and_the_newer_record_counts(in_process, tmp_path, monkeypatch):
+    grid, out = Grid(job="toy", model=["toy", "toy-refuses", "toy-is-killed"], rounds=2), tmp_path / "out"
+    run(grid, out)
+    before = (out / RECORDS).read_bytes()
+    assert len(run(grid, out)[0].jobs) == len(run(grid, out, retry=("memory",))[0].jobs) == 0
+    monkeypatch.setattr(pools, "run_worker", lambda job, *rest: toy_worker.compute(job.step, ignore))
+    plan, _ = run(grid, out, retry=("killed", "timeout"), limit=1)
+    assert [(job.experiment.model, job.number) for job in plan.jobs] == [("toy-is-killed", 1)]
+    assert (plan.num_limited, len(plan.failed_before), len(plan.failed)) == (1, 2, 0)
+    found = {(each["experiment"]["model"], each["round"]): each["status"] for each in read_results(out, ignore)}
+    assert len(found) == 6 and found["toy-is-killed", 1] == "done" and found["toy-is-killed", 2] == "failed"
+    plan, _ = run(grid, out, retry=("refused", "killed"))
+    assert len(plan.jobs) == 3 and not plan.failed and not run(grid, out, retry=("refused", "killed"))[0].jobs
+    assert "failures" not in [table.name for table in page_of({"out": read_results(out, ignore)}, "T").tables]
+    assert (out / RECORDS).read_bytes().startswith(before) and len(json.loads(stable(out))) == 6
+
+
+def test_what_still_fails_is_tried_once_again_of_all_its_rounds(in_process, tmp_path):
+    grid = Grid(job="toy", model="toy-refuses", rounds=3)
+    run(grid, tmp_path / "out")
+    plan, _ = run(grid, tmp_path / "out", retry=("refused",))
+    assert len(in_process) == 2 and len(plan.failed) == 3 and len(json.loads(stable(tmp_path / "out"))) == 3
+
+
 def test_a_result_that_no_record_holds_is_a_failure_and_the_sweep_goes_on(in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "MAX_RECORD_BYTES", 4000)
     compute = toy_worker.toy
@@ -152,7 +176,7 @@ def test_of_a_machine_that_a_scheduler_has_lost_nothing_is_recorded(tmp_path):
     ],
 )  # fmt: skip
 def test_kinds_of_failures(error, kind):
-    assert failure_of(error)["kind"] == kind
+    assert failure_of(error)["kind"] == kind and (kind in pools.RECORDED) == (kind not in ("disk", "changed"))
 
 
 def test_a_full_disk_of_a_worker_stops_the_sweep_and_records_nothing(monkeypatch, tmp_path):

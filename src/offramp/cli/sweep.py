@@ -3,9 +3,10 @@
 offramp sweep recipes/budgets.py --out results
 offramp sweep recipes/budgets.py --out results --only exit=none --limit 10 --dry-run
 
-What has a record is not run again: after an interruption, the same command continues. A recipe is a Python file with a
-function recipe() that returns a Grid: it is code, and it is run. A results folder is also a recipe: of the experiments
-that it has records of, which are measured again into another folder.
+What has a record is not run again: after an interruption, the same command continues. Failures are records, too:
+--retry killed,timeout runs those of these kinds again. A recipe is a Python file with a function recipe() that returns
+a Grid: it is code, and it is run. A results folder is also a recipe: of the experiments that it has records of, which
+are measured again into another folder.
 """
 
 import argparse
@@ -34,6 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=count, default=1, metavar="N", help=jobs)
     add("--share-cores", action="store_true", help="also run timed jobs N at once: they slow each other down")
     add("--scheduler", metavar="ADDRESS", help="a dask scheduler: tcp://localhost:8786, or tls://HOST:8786")
+    retry = "run again what failed in these ways: killed, timeout, memory, refused, absent, error"
+    add("--retry", type=argument(_parse_kinds), default=(), metavar="KIND[,KIND...]", help=retry)
     add("--device", metavar="NAME", help="name of this machine, for experiments with a device (default: the host's)")
     rival = "a Python that runs a rival (default: this one)"
     add("--rival", type=argument(_parse_rival), action="append", default=[], metavar="NAME=PYTHON", help=rival)
@@ -50,6 +53,16 @@ def _parse_rival(text: str) -> Any:
     return parse_against(text)
 
 
+def _parse_kinds(text: str) -> tuple[str, ...]:
+    from offramp.experiments.pools import RECORDED
+
+    kinds = tuple(text.split(","))
+    unknown = next((kind for kind in kinds if kind not in RECORDED), None)
+    if unknown is not None:
+        raise ValueError(f"unknown kind of failure {unknown!r}; known: {', '.join(RECORDED)}")
+    return kinds
+
+
 def main(args: argparse.Namespace) -> None:
     """Plan, and unless that is all, run."""
     from offramp.experiments.grid import Search, read_recipe
@@ -57,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
 
     found = read_recipe(Path(args.recipe), args.only)
     pythons = {each.name: each.python for chosen in args.rival for each in chosen}
-    settings = SweepSettings(args.jobs, args.share_cores, args.limit, args.device, pythons)
+    settings = SweepSettings(args.jobs, args.share_cores, args.limit, args.device, pythons, args.retry)
     _require_installed(found, args)
     if args.dry_run:
         _show_plan(list(found), Path(args.out), settings, args.json)
@@ -85,17 +98,18 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _warn_of_failures(plan: Any, out: str) -> None:
-    """Warn of jobs that failed, in this sweep or before: their records are not run again."""
+    """Warn of jobs that failed, in this sweep or before: they are not run again unless that is asked for."""
     failed = [*plan.failed_before, *plan.failed]
     if not failed:
         return
     reasons = Counter((record["reason"]["what"], record["reason"]["remedy"]) for record in failed)
     (what, remedy), *others = [reason for reason, _ in reasons.most_common()]
     reason = f"{what} ({remedy})" if remedy else what
+    kinds = ",".join(sorted({str(record["reason"].get("kind")) for record in failed}))
     warn(
         f"{len(failed)} of {len(plan.jobs) + plan.num_recorded} jobs failed: {reason}"
         f"{', among other reasons' if others else ''} - {out} - "
-        "correct the cause and give another --out: failures are records, and are not run again"
+        f"correct the cause and give --retry {kinds}: failures are records, and are not run again without it"
     )
 
 
@@ -147,11 +161,12 @@ def _run(found: Any, args: argparse.Namespace, settings: Any) -> tuple[Any, Any]
 def _show_plan(experiments: list[Any], folder: Path, settings: Any, as_json: bool) -> None:
     from offramp.experiments.results import ABOUT, read_records
     from offramp.experiments.specification import names_of
-    from offramp.experiments.sweep import estimated_seconds, plan_sweep
+    from offramp.experiments.sweep import estimated_seconds, plan_sweep, without
 
     if folder.exists() and not folder.is_dir():
         raise UsageError("not a folder", folder, "name a new folder with --out")
     records = read_records(folder, log) if (folder / ABOUT).exists() else []
+    records = without(records, settings.retry)
     plan = plan_sweep(experiments, folder, records, settings, log)
     seconds = estimated_seconds(plan, records)
     if as_json:

@@ -46,6 +46,8 @@ _KINDS: dict[type, str] = {
     DiskFullError: "disk", ChangedError: CHANGED, UsageError: "refused", RefusedError: "refused",
 }  # fmt: skip
 """Class of an error -> kind of the failure in records; `error` for others."""
+RECORDED = ("killed", "timeout", "memory", "refused", "absent", "error")
+"""Kinds of failures that records have: of the others, the sweep ends without a record."""
 
 
 class Pool(Protocol):

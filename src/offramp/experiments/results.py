@@ -5,7 +5,8 @@
     made/           what jobs need first, made once (`prerequisites`)
 
 One process writes to a folder at a time, under a lock. A line that a killed process left half-written is cut off by the
-next writer at the last good byte. Nothing else is ever changed.
+next writer at the last good byte. Nothing else is ever changed: a job that is measured again has a second line, and the
+last line of an id is its record.
 """
 
 import array
@@ -177,7 +178,17 @@ def _parse(path: Path) -> tuple[list[Any], int, int]:
                 raise DamagedError(f"no record ({error})", f"{path}, line {number}", _REMEDY) from None
             records.append(record)
             good_bytes = position
-    return records, good_bytes, position - good_bytes
+    return _newest(records), good_bytes, position - good_bytes
+
+
+def _newest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return records without those that a later one of the same id replaces; records of studies have no id."""
+    found: dict[Any, dict[str, Any]] = {}
+    for number, record in enumerate(records):
+        name = record["id"] if isinstance(record.get("id"), str) else number
+        found.pop(name, None)
+        found[name] = record
+    return list(found.values())
 
 
 def _require_cut(fd: int, good_bytes: int, path: Path) -> None:

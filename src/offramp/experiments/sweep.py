@@ -74,6 +74,8 @@ class SweepSettings:
     """Name of this machine, for experiments that need one; None: the name of the host."""
     pythons: Mapping[str, str] = field(default_factory=dict)
     """Rival -> interpreter that runs it; others are run by this one."""
+    retry: Sequence[str] = ()
+    """Kinds of failures of earlier sweeps that are measured again."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Plan:
     failed: list[Record] = field(default_factory=list)
     """Records of the failed jobs of this sweep."""
     failed_before: list[Record] = field(default_factory=list)
-    """Records of the failed jobs of earlier sweeps, which are not run again."""
+    """Records of the failed jobs of earlier sweeps, which are not run again unless that is asked for."""
 
 
 def plan_sweep(experiments: Sequence[Experiment], folder: Path, records: Sequence[Record], settings: SweepSettings,
@@ -157,6 +159,11 @@ def plan_jobs(found: Sequence[Job], records: Sequence[Record], limit: int | None
     plan = Plan(kept, list(steps.values()), len(every) - len(jobs), num_limited=len(jobs) - len(kept))
     plan.failed_before = _failures(recorded[id] for id in every if id in recorded)
     return plan
+
+
+def without(records: Iterable[Record], kinds: Sequence[str]) -> list[Record]:
+    """Return the records without failures of these kinds: their jobs are run again, and the newer records count."""
+    return [each for each in records if (each.get("reason") or {}).get("kind") not in kinds]
 
 
 def _failures(records: Iterable[Record]) -> list[Record]:
@@ -402,6 +409,7 @@ def sweep(
     Raises the errors of the models and data, of `Results`, and DiskFullError.
     """
     with Results(folder, log) as results, open_pool(settings, make_pool) as pool:
+        results.records = without(results.records, settings.retry)
         plan = plan_sweep(experiments, folder, results.records, settings, log)
         for each in plan.elsewhere:
             log(f"{each.model}: needs the device {each.device}, and is not run here")
@@ -418,6 +426,7 @@ def search(
     Raises what `sweep` raises.
     """
     with Results(folder, log) as results, open_pool(settings, make_pool) as pool:
+        results.records = without(results.records, settings.retry)
         found, elsewhere = jobs_of(list(study.search), folder, settings, log)
         jobs, whole = {job.experiment: job for job in found}, Plan([], [], 0, elsewhere)
         runner = Runner(results, pool, settings, log, lambda done, total, line: None, watch)
