@@ -1,10 +1,13 @@
 """`offramp sweep` on a real model: prerequisites, figures, and what a dry run tells."""
 
+import csv
 import json
+import re
 
 import pytest
 
 from offramp.experiments.results import read_results
+from tests import newcomer
 from tests.cli.conftest import WORDS, write_tiny
 from tests.cli.test_bench_task import answers
 from tests.experiments.conftest import in_process  # noqa: F401  # a fixture
@@ -83,6 +86,31 @@ def test_a_store_is_measured_as_it_is(run, place, store):
     (record,) = read_results(place / "out", print)
     assert (record["figures"]["score"], record["figures"]["mean_exit"], record["run"]["num_slots"]) == (100.0, 4.0, 0)
     assert [path.name.partition("-")[0] for path in (place / "out" / "made").iterdir()] == ["sample"]
+
+
+def test_a_policy_of_ones_own_is_a_point_of_the_pareto_plot(run, place, store, in_process):  # noqa: F811
+    """The class that the README shows. A dry run says what its estimate is without."""
+    (place / "my_policy.py").write_text(newcomer._shown("offramp.policies"))
+    (place / "store").symlink_to(store)
+    recipe = (
+        "from offramp.experiments import Grid\n"
+        "def recipe():\n    exits = ['none', 'stage:2', 'my_policy.py:Falling:0.95,0.05']\n"
+        "    return Grid(model='store', train='data.tsv', exit=exits, rows=8, rounds=1, threads=1)\n"
+    )
+    (place / "recipe.py").write_text(recipe)
+    said = run("sweep", "recipe.py", "--out", "out")
+    assert said.code == 0 and not any(record.get("reason") for record in read_results(place / "out", print)), said.err
+    assert run("report", "out", "--assets", "assets").code == 0
+    (path,) = (place / "assets").glob("*score-and-latency.csv")
+    rows = {row[0]: row[1:] for row in csv.reader(path.read_text().splitlines())}
+    named = {name.removeprefix("exit "): row for name, row in rows.items()}
+    own = named["my_policy.py:Falling:0.95,0.05"]
+    assert {"none", "stage:2"} < named.keys() and len(named) == 1 + 3
+    assert float(own[0]) > 0 and 0 <= float(own[3]) <= 100 and own[-1] in ("True", "False")
+    for rows, steps in (("8", ""), ("4", " without what is to make first (1)")):
+        (place / "recipe.py").write_text(recipe.replace("rows=8, rounds=1", f"rows={rows}, rounds=2"))
+        last = run("sweep", "recipe.py", "--out", "out", "--dry-run").out.splitlines()[-1]
+        assert re.fullmatch(rf"\d jobs to run, about [\d.]+ \w+{re.escape(steps)}; \d are recorded", last), last
 
 
 def test_what_is_not_there_is_an_error_and_no_record(run, refused, place):

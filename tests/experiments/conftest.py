@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from offramp.experiments import pools, steps, sweep
+from offramp.experiments import pools, steps, sweep, worker
 from offramp.experiments.children import LostError
 from offramp.experiments.steps import take_step
 from tests.experiments import toy_worker
@@ -20,7 +20,7 @@ def in_process(monkeypatch):
         model = job.step.get("experiment", {}).get("model")
         if model == "toy-is-killed":
             raise LostError("a worker process ended with -9 and no result")
-        return json.loads(json.dumps(take_step(job.step, log)))
+        return json.loads(json.dumps(take_step(job.step, log) if job.job == "step" else worker._RUN[job.job](job)))
 
     monkeypatch.setitem(steps._STEPS, "toy", toy_worker.toy)
     monkeypatch.setattr(pools, "run_worker", run_worker)

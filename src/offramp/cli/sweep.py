@@ -183,6 +183,8 @@ def _show_plan(experiments: list[Any], folder: Path, settings: Any, as_json: boo
     columns = {"experiment": lambda key: names[firsts[key]], "key": str, "rounds": lambda key: rounds[key]}
     print(table_of(rounds, columns))
     duration = "no records to estimate the time from" if seconds is None else f"about {format_duration(seconds)}"
+    if plan.steps and seconds is not None:
+        duration += f" without what is to make first ({len(plan.steps)})"
     print(f"\n{len(plan.jobs)} jobs to run, {duration}; {plan.num_recorded} are recorded")
     for each in plan.elsewhere:
         print(f"not here: {each.model} needs the device {each.device}")
