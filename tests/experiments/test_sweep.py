@@ -10,6 +10,7 @@ import time
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from offramp.errors import (
 )
 from offramp.experiments import Grid, children, experiment, pools, prerequisites, results, steps, sweep
 from offramp.experiments.children import LostError
+from offramp.experiments.comparison import measured_last
 from offramp.experiments.grid import read_recipe
 from offramp.experiments.pools import LocalPool, attempt, failure_of, run_all
 from offramp.experiments.prerequisites import MADE, Needs, Prerequisite, Source, needs_of
@@ -241,11 +243,35 @@ def test_an_experiment_for_another_device_is_never_moved(in_process, tmp_path):
     assert [job.experiment for job in plan.jobs] == [found[1]]
 
 
-def test_a_clock_that_jumps_changes_no_duration(in_process, tmp_path, monkeypatch):
-    times = iter([1e9, 5.0, 2e9] * 100)
-    monkeypatch.setattr(time, "time", lambda: next(times))
-    run(TOYS, tmp_path / "out")
-    assert all(0 < record["seconds"] < 60 for record in read_results(tmp_path / "out", ignore))
+def test_a_clock_that_jumps_changes_no_duration_and_no_order(in_process, tmp_path, monkeypatch):
+    """Records are in the order in which they were added; the last of two contents counts, whatever day it ended on."""
+    monkeypatch.chdir(tmp_path)
+    grid, clock = [experiment(job="toy", model="toy", exit="policy.json|stage:3", rounds=3)], JumpingClock()
+    for name in ("stands", "jumps"):
+        for text in ("earlier", "later"):
+            (tmp_path / "policy.json").write_text(text)
+            run(grid, tmp_path / name)
+        monkeypatch.setattr(sweep, "datetime", clock)
+    stands, jumps = (read_results(tmp_path / name, ignore) for name in ("stands", "jumps"))
+    days = [record["ended"] for record in jumps]
+    assert days != sorted(days) and days != sorted(days, reverse=True) and len(set(days)) == 6
+    assert [record["id"] for record in jumps] == [record["id"] for record in stands]
+    assert all(0 < record["seconds"] < 60 for record in jumps)
+    current = measured_last(jumps, lambda record: None)
+    assert [record["id"] for record in current] == [record["id"] for record in jumps[3:]]
+    pages = [page_of({"results": records}, "Report") for records in (jumps, stands)]
+    assert to_html(pages[0]) == to_html(pages[1])
+    assert "Left out: 3 records" in pages[0].tables[0].notes[-1] and pages[0].tables[0].rows[0].cells[-1].text == "3"
+
+
+class JumpingClock:
+    """Gives another day each time."""
+
+    def __init__(self):
+        self.days = iter([20, 3, 28, 15, 1, 9])
+
+    def now(self, zone):
+        return datetime(2026, 11, next(self.days), tzinfo=zone)
 
 
 def test_a_policy_file_that_changes_is_another_input(in_process, tmp_path, monkeypatch):
