@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import re
+import sys
+import threading
 
 import pytest
 
@@ -157,6 +160,41 @@ def test_a_sweep_says_at_its_end_that_jobs_failed(run, tmp_path, monkeypatch, in
     assert said.lines[0] == {"out": "out", **facts} and said.err.splitlines()[-1] == warning
     said = run("sweep", "recipe.py", "--out", "out", "--retry", "broken")
     assert said.code == 2 and "unknown kind of failure 'broken'; known: killed, timeout" in said.err
+
+
+HOSTILE = ["[bold]x", "[/] y"]
+"""Names of models that are markup of rich."""
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(run, tmp_path, monkeypatch, in_process):  # noqa: F811
+    """With the time left, and with names that stay text."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "100")):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "recipe.py").write_text(FAILING.replace('["toy", "toy-refuses"]', str(HOSTILE)))
+    ended = [rf"model={re.escape(name)}, round {number}: took" for name in HOSTILE for number in (1, 2)]
+    lines = run("sweep", "recipe.py", "--out", "lines").err
+    assert "0/4, ? left: 4 jobs" in lines and re.search(r"3/4, [\d.]+ \w+ left: model=", lines)
+    assert "\n4/4: model=" in lines and all(re.search(each, lines) for each in ended)
+    (reader, writer), shown = os.openpty(), []
+    listener = threading.Thread(target=lambda: shown.extend(iter(lambda: read_terminal(reader), b"")))
+    listener.start()
+    with open(writer, "w", encoding="utf-8") as terminal, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", terminal)
+        assert run("sweep", "recipe.py", "--out", "bar").code == 0
+    listener.join(30)
+    os.close(reader)
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", b"".join(shown).decode())
+    assert all(re.search(each, text) for each in ended) and re.search(r"[\d.]+ \w+ left [━╸╺]+", text)
+    assert "75%" in text and "3/4" not in text
+
+
+def read_terminal(fd):
+    """What was printed; nothing after the last writer has closed the terminal."""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
 
 
 RIVALS = """

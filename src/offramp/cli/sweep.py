@@ -219,7 +219,8 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
         task = bar.add_task("sweep", total=None)
 
         def advance(num_done: int, num_all: int, line: str) -> None:
-            bar.update(task, completed=num_done, total=num_all, description=left_of(num_done, num_all) + " left")
+            left = left_of(num_done, num_all) + " left"
+            bar.update(task, completed=num_done, total=num_all, description=left, refresh=True)
             bar.console.print(escaped(line), markup=False, highlight=False)
 
         yield advance
