@@ -612,19 +612,35 @@ def test_kills_lose_and_repeat_nothing(tmp_path, num_jobs, num_kills):
     assert len(json.loads(stable(tmp_path / "killed"))) == num_jobs
 
 
-def test_an_interrupted_sweep_ends_its_workers(tmp_path):
-    recipe = tmp_path / "toys.py"
-    recipe.write_text(RECIPE.format(4).replace("'toy', s", "'toy-hangs', s"))
+def sweeping_toys(model, folder):
+    """A sweep, in a session of its own, of four toys that do what their model is named after."""
+    recipe = folder / "toys.py"
+    recipe.write_text(RECIPE.format(4).replace("'toy', s", f"{model!r}, s"))
     code = (
         "import sys; from offramp.cli import main; from offramp.experiments import children\n"
         "from tests.experiments import toy_worker\n"
         f"children.WORKER = toy_worker.COMMAND\n"
-        f"sys.exit(main(['sweep', {str(recipe)!r}, '--out', {str(tmp_path / 'out')!r}]))"
+        f"sys.exit(main(['sweep', {str(recipe)!r}, '--out', {str(folder / 'out')!r}]))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True, env=environment
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True, env=environment, cwd=folder
     )
+
+
+def test_a_sweep_that_is_killed_ends_its_rival_in_a_session_of_its_own(tmp_path):
+    """Sweep, worker, rival: each ends with its parent."""
+    child, told = sweeping_toys("toy-has-a-rival", tmp_path), tmp_path / "rival"
+    wait_until(lambda: told.exists() and told.read_text(), "a rival measures")
+    rival, workers = int(told.read_text()), workers_of(child.pid)
+    assert len(workers) == 1 and os.getsid(rival) == rival and is_running(rival)
+    child.kill()
+    child.wait()
+    wait_until(lambda: not any(map(is_running, [*workers, rival])), "a worker or a rival is left")
+
+
+def test_an_interrupted_sweep_ends_its_workers(tmp_path):
+    child = sweeping_toys("toy-hangs", tmp_path)
     wait_until(lambda: workers_of(child.pid), "a worker starts")
     os.kill(child.pid, signal.SIGINT)
     assert child.wait(30) == 130
