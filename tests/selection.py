@@ -96,6 +96,12 @@ REPRESENTED = {
         ),
         "test_scheduler::test_one_process_two_jobs_and_two_workers_give_the_same_records",
     ),
+    "test_scheduler::test_a_job_that_ends_its_workers_is_recorded_as_failed": (
+        "test_scheduler::test_a_job_whose_workers_are_killed_fails_after_two_attempts"
+    ),
+    "test_scheduler::test_a_real_scheduler_that_dies_ends_the_sweep_and_another_continues_it": (
+        "test_scheduler::test_a_sweep_whose_scheduler_dies_ends_without_records_of_what_is_unknown"
+    ),
     "test_tuning::test_more_time_gives_no_worse_score": "test_tuning::test_the_front_is_not_beaten",
 }
 """Slow test -> the test that stands for its law in CI."""

@@ -394,12 +394,16 @@ def test_time_is_estimated_from_records(in_process, tmp_path):
 class Recorder:
     """A pool that runs nothing, and notes what was started beside what."""
 
-    num_workers, is_here = 3, True
-
     def __init__(self, failing=()):
         self.order, self.failing = [], failing
 
-    def start(self, job, timeout_seconds, log):
+    def room(self, num_jobs, alone):
+        return num_jobs
+
+    def check(self):
+        pass
+
+    def start(self, job, timeout_seconds, log, alone):
         done, kind = Future(), job.step["kind"] if job.step else job.job
         self.order.append(kind)
         error = {"kind": "refused", "what": "no", "where": None, "remedy": None}
@@ -523,10 +527,10 @@ def test_a_rival_ends_at_its_limit_before_its_worker_does():
 
 def test_jobs_are_taken_only_when_a_worker_is_free():
     class Slow(Recorder):
-        def start(self, job, timeout_seconds, log):
+        def start(self, job, timeout_seconds, log, alone):
             self.running = getattr(self, "running", 0) + 1
             assert self.running <= 2
-            return super().start(job, timeout_seconds, log)
+            return super().start(job, timeout_seconds, log, alone)
 
     pool = Slow()
     jobs = iter([(number, pools.WorkerJob("step", "", step={"kind": "toy"}), None) for number in range(5)])
@@ -562,7 +566,8 @@ def test_a_real_worker_that_is_killed_or_hangs_or_has_no_memory(failing_toys, mo
 
 def test_a_pool_that_is_closed_leaves_no_process(failing_toys):
     pool, step = LocalPool(2), {"kind": "toy", "experiment": experiment(job="toy", model="toy-hangs").to_json()}
-    running = [pool.start(pools.WorkerJob("step", "", step={**step, "round": 1}), None, ignore) for _ in range(2)]
+    job = pools.WorkerJob("step", "", step={**step, "round": 1})
+    running = [pool.start(job, None, ignore, False) for _ in range(2)]
     wait_until(lambda: len(pool._children) == 2, "both jobs start")
     children = [child.pid for child in pool._children]
     pool.close()

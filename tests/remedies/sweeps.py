@@ -414,12 +414,15 @@ TABLE = [
         toys_with("--only model=b"), "offramp sweep --dry-run lists all", SWEEP + " --dry-run",
     ),
     corrected(
-        "experiments/pools.py: not the address of a scheduler",
+        "experiments/scheduled.py: not the address of a scheduler",
         toys_with("--scheduler far"), "give tcp://localhost:8786 or tls://HOST:8786", SWEEP,
     ),
-    closed("experiments/pools.py: no scheduler answers ({})", "research"),
-    closed("experiments/pools.py: a scheduler on another machine needs TLS", "research"),
-    closed("experiments/pools.py: no certificates for TLS ({})", "research"),
+    closed("experiments/scheduled.py: no scheduler answers ({})", "research"),
+    closed("experiments/scheduled.py: a scheduler on another machine needs TLS", "research"),
+    closed("experiments/scheduled.py: no certificates for TLS ({})", "research"),
+    closed("experiments/scheduled.py: the scheduler has no worker", "research"),
+    closed("experiments/scheduled.py: the scheduler is gone ({})", "research"),
+    closed("experiments/scheduled.py: a worker of the scheduler cannot run jobs ({})", "research"),
     closed("experiments/steps.py: {} rows are more than a record holds", "research"),
     Entry(
         "experiments/prerequisites.py: exit {}: no goal",
@@ -566,7 +569,7 @@ TABLE = [
         "return the search alone", rewritten(GOOD, "a recipe without the list"),
     ),
     corrected(
-        "experiments/pools.py: {} is of one machine",
+        "experiments/scheduled.py: {} is of one machine",
         toys_with("--scheduler tcp://localhost:1", "Grid(job='toy', model='toy', device='board')"),
         "run this experiment there, without --scheduler",
         toys_with("--device board", "Grid(job='toy', model='toy', rounds=1, device='board')"),

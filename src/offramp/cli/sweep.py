@@ -130,7 +130,7 @@ def _require_installed(found: Any, args: argparse.Namespace) -> None:
 def _run(found: Any, args: argparse.Namespace, settings: Any) -> tuple[Any, Any]:
     """Run experiments or a search; return the plan, and for a search the experiments that no other one surpasses."""
     from offramp.experiments.grid import Search
-    from offramp.experiments.pools import ScheduledPool, require_unplaced
+    from offramp.experiments.scheduled import ScheduledPool, require_unplaced
     from offramp.experiments.specification import names_of
     from offramp.experiments.sweep import search, sweep
 

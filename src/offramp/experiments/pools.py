@@ -1,4 +1,4 @@
-"""Pools run jobs, each in a process of its own, and give back what became of them: here, or by a scheduler of dask.
+"""Pools run jobs, each in a process of its own, and give back what became of them. `scheduled` has that of a scheduler.
 
 An outcome is a tree of plain values: `result`, or `error` with the kind of the failure and the `environment` of the
 process that failed; `seconds`, `attempts`. A job whose process was killed is tried once more.
@@ -6,16 +6,12 @@ process that failed; `seconds`, `attempts`. A job whose process was killed is tr
 
 from __future__ import annotations
 
-import contextlib
-import json
-import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from offramp.errors import (
     AbsentError,
@@ -25,24 +21,22 @@ from offramp.errors import (
     OfframpError,
     RefusedError,
     UsageError,
-    import_error,
-    said,
 )
 from offramp.experiments.children import Log, LostError, TimedOutError, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
-from offramp.experiments.specification import Experiment
 from offramp.measure.conditions import surroundings
 
 Outcome = dict[str, Any]
 MAX_ATTEMPTS = 2
 """Attempts for a job whose process is killed. Other failures are not tried again."""
-_CONNECT_SECONDS = 10
 _WAIT_SECONDS = 1
 """Longest wait at once: a Ctrl-C that comes just before a wait is seen only after it."""
-CHANGED = "changed"
-"""Kind of the failure of a job whose model or data were replaced while the sweep ran."""
+_FREE_SECONDS = 0.05
+"""Seconds between looks for a worker while no job runs."""
+CHANGED, KILLED = "changed", "killed"
+"""Kinds of the failures of a job whose model or data were replaced while the sweep ran, and of a killed process."""
 _KINDS: dict[type, str] = {
-    LostError: "killed", TimedOutError: "timeout", BudgetError: "memory", AbsentError: "absent",
+    LostError: KILLED, TimedOutError: "timeout", BudgetError: "memory", AbsentError: "absent",
     DiskFullError: "disk", ChangedError: CHANGED, UsageError: "refused", RefusedError: "refused",
 }  # fmt: skip
 """Class of an error -> kind of the failure in records; `error` for others."""
@@ -53,12 +47,19 @@ RECORDED = ("killed", "timeout", "memory", "refused", "absent", "error")
 class Pool(Protocol):
     """Runs jobs beside each other."""
 
-    num_workers: int
-    is_here: bool
-    """True if jobs run on this machine."""
+    def room(self, num_jobs: int, alone: bool) -> int:
+        """Return the most jobs that may run at once: on this machine `num_jobs`.
 
-    def start(self, job: WorkerJob, timeout_seconds: float | None, log: Log) -> Future[Outcome]:
-        """Start a job and return the future of its outcome."""
+        On others it is the number of workers, or of machines for jobs that run `alone`.
+        """
+        ...
+
+    def start(self, job: WorkerJob, timeout_seconds: float | None, log: Log, alone: bool) -> Future[Outcome]:
+        """Start a job and return the future of its outcome. There is room for it."""
+        ...
+
+    def check(self) -> None:
+        """Look after the jobs that run. Raises UsageError if no job can end any more."""
         ...
 
     def close(self) -> None:
@@ -68,15 +69,15 @@ class Pool(Protocol):
 
 def attempt(
     job: WorkerJob, timeout_seconds: float | None, log: Log = ignore,
-    started: Callable[[subprocess.Popen[str]], None] = lambda child: None,
+    started: Callable[[subprocess.Popen[str]], None] = lambda child: None, max_attempts: int = MAX_ATTEMPTS,
 ) -> Outcome:  # fmt: skip
     """Run a job in a process of its own and return its outcome; a lost process is tried again."""
     began = time.perf_counter()
-    for number in range(1, MAX_ATTEMPTS + 1):
+    for number in range(1, max_attempts + 1):
         try:
             outcome: Outcome = {"result": run_worker(job, log, timeout_seconds, started)}
         except OfframpError as error:
-            if isinstance(error, LostError) and number < MAX_ATTEMPTS:
+            if isinstance(error, LostError) and number < max_attempts:
                 continue
             here = error.environment or surroundings(job.folder)  # a process that was killed has not told
             outcome = {"error": failure_of(error), "environment": here}
@@ -94,15 +95,19 @@ def failure_of(error: OfframpError) -> dict[str, Any]:
 class LocalPool:
     """Worker processes on this machine."""
 
-    is_here = True
-
     def __init__(self, num_workers: int) -> None:
-        self.num_workers = num_workers
         self._threads = ThreadPoolExecutor(num_workers)
         self._children: set[subprocess.Popen[str]] = set()
         self._lock, self._is_closed = threading.Lock(), False
 
-    def start(self, job: WorkerJob, timeout_seconds: float | None, log: Log) -> Future[Outcome]:
+    def room(self, num_jobs: int, alone: bool) -> int:
+        """Return `num_jobs`."""
+        return num_jobs
+
+    def check(self) -> None:
+        """Do nothing: a job ends with its process."""
+
+    def start(self, job: WorkerJob, timeout_seconds: float | None, log: Log, alone: bool) -> Future[Outcome]:
         """Start a job. A process ends with the thread that started it, so that none outlives this one."""
         return self._threads.submit(attempt, job, timeout_seconds, log, self._note)
 
@@ -121,122 +126,32 @@ class LocalPool:
                 child.kill()
 
 
-class ScheduledPool:
-    """Workers of a dask scheduler, which receive jobs as JSON and start a process for each.
-
-    Models, data and results must lie at the same paths on all machines. Raises UsageError for a scheduler that does not
-    answer, and for one on another machine without TLS.
-    """
-
-    is_here = False
-
-    def __init__(self, address: str) -> None:
-        require_safe(address)
-        try:
-            import distributed
-        except ImportError as error:
-            raise import_error(error, "distributed", "sweep") from None
-        security = _certificates(distributed, address) if address.startswith("tls://") else None
-        try:
-            self._client = distributed.Client(
-                address, timeout=_CONNECT_SECONDS, security=security, set_as_default=False
-            )
-        except (OSError, TimeoutError, ValueError) as error:
-            what = f"no scheduler answers ({said(error)})"
-            raise UsageError(what, address, "start one: dask scheduler, and dask worker ADDRESS --nthreads 1") from None
-        cores: Any = self._client.ncores()  # a coroutine for clients of another kind
-        self.num_workers = max(1, len(cores))
-
-    def start(self, job: WorkerJob, timeout_seconds: float | None, log: Log) -> Future[Outcome]:
-        """Submit a job. Where the worker is lost, the scheduler gives the job to another."""
-        found: Future[Outcome] = Future()
-        text = json.dumps({"job": job.to_json(), "timeout": timeout_seconds})
-        remote = self._client.submit(run_remotely, text, pure=False)
-        remote.add_done_callback(lambda done: found.set_result(_outcome_of(done)))
-        return found
-
-    def close(self) -> None:
-        """Cancel the jobs and disconnect."""
-        with contextlib.suppress(Exception):  # the scheduler may be gone
-            self._client.close(timeout=_CONNECT_SECONDS)
-
-
-def _certificates(distributed: Any, address: str) -> Any:
-    """Return the TLS settings of dask's configuration. Raises UsageError for none, and for unreadable files."""
-    security, reason = distributed.Security(require_encryption=True), "dask's configuration names none"
-    try:
-        if security.get_connection_args("client")["ssl_context"] is not None:
-            return security
-    except OSError as error:  # ssl.SSLError is one
-        reason = said(error)
-    prefix = "DASK_DISTRIBUTED__COMM__TLS__"
-    remedy = f"set {prefix}CA_FILE, {prefix}CLIENT__CERT and {prefix}CLIENT__KEY to files in PEM"
-    raise UsageError(f"no certificates for TLS ({reason})", address, remedy)
-
-
-def run_remotely(text: str) -> str:
-    """Run a job, as JSON, on the machine of a worker; return the outcome as JSON."""
-    tree = json.loads(text)
-    return json.dumps(attempt(WorkerJob.from_json(tree["job"]), tree["timeout"]))
-
-
-def _outcome_of(done: Any) -> Outcome:
-    """Return the outcome of a dask future: of a job whose workers were lost several times, an error."""
-    try:
-        return json.loads(done.result())
-    except Exception as error:
-        lost = LostError(f"the workers of this job were lost ({said(error)})")
-        return {"error": failure_of(lost), "attempts": MAX_ATTEMPTS, "seconds": 0.0}
-
-
-def require_unplaced(address: str, experiments: Sequence[Experiment]) -> None:
-    """Raise UsageError for experiments of one machine: a scheduler gives jobs to any of its workers.
-
-    `device` names the machine, and `tune:latency` is a latency of the machine that is profiled.
-    """
-    require_safe(address)
-    for each in experiments:
-        part = f"device={each.device}" if each.device else f"exit={each.engine.exit}"
-        if each.device is not None or each.engine.exit.startswith("tune:latency"):
-            what = f"{part} is of one machine, and a scheduler gives jobs to any of its workers"
-            error = UsageError(what, each.model, "run this experiment there, without --scheduler")
-            raise error.placed(each.place)
-
-
-def require_safe(address: str) -> None:
-    """Raise UsageError for an address that is none, and for another machine without TLS."""
-    try:
-        found = urlsplit(address)
-        is_address = found.scheme in ("tcp", "tls") and bool(found.hostname) and found.port is not None
-    except ValueError:
-        found, is_address = None, False
-    if found is None or not is_address:
-        raise UsageError("not the address of a scheduler", address, "give tcp://localhost:8786 or tls://HOST:8786")
-    if found.scheme == "tcp" and not _is_this_machine(str(found.hostname)):
-        what = "a scheduler on another machine needs TLS: without it, any machine that reaches it can run code there"
-        raise UsageError(what, address, f"start it with certificates, and give tls://{found.netloc}")
-
-
-def _is_this_machine(host: str) -> bool:
-    return host in ("localhost", "::1", socket.gethostname()) or host.startswith("127.")
-
-
 def run_all(
-    pool: Pool, jobs: Iterator[tuple[Any, WorkerJob, float | None]], num_workers: int, log: Log
+    pool: Pool, jobs: Iterator[tuple[Any, WorkerJob, float | None]], num_jobs: int, log: Log, alone: bool = False
 ) -> Iterator[tuple[Any, Outcome]]:
-    """Run jobs, at most `num_workers` at once, and yield each token with the outcome, in the order in which they end.
+    """Run jobs, at most `num_jobs` at once on this machine, and yield each token with the outcome, in the order in
+    which they end. `alone`: they measure time, and no two of them run at once on a machine of a scheduler.
 
-    The next job is taken from the iterator when a worker is free.
+    The next job is taken from the iterator when a worker is free. Raises UsageError if no job can end any more, after
+    the outcomes that are known.
     """
     running: dict[Future[Outcome], Any] = {}
     is_empty = False
     while running or not is_empty:
-        while not is_empty and len(running) < num_workers:
+        try:
+            pool.check()
+        except UsageError:
+            for future in [each for each in running if each.done() and each.exception() is None]:
+                yield running.pop(future), future.result()
+            raise
+        while not is_empty and len(running) < pool.room(num_jobs, alone):
             following = next(jobs, None)
             is_empty = following is None
             if following is not None:
                 token, job, timeout_seconds = following
-                running[pool.start(job, timeout_seconds, log)] = token
+                running[pool.start(job, timeout_seconds, log, alone)] = token
+        if not running:
+            time.sleep(_FREE_SECONDS)
         ended, _ = wait(running, _WAIT_SECONDS, FIRST_COMPLETED)
-        for future in ended:
+        for future in sorted(ended, key=lambda each: each.exception() is not None):
             yield running.pop(future), future.result()

@@ -265,7 +265,7 @@ class Runner:
             for is_timed in (False, True):
                 group = [step for step in ready if (step.kind in TIMED) == is_timed]
                 num_workers = 1 if is_timed else self.settings.num_jobs
-                for step, outcome in run_all(self.pool, self._starting(group), self._workers(num_workers), self.log):
+                for step, outcome in run_all(self.pool, self._starting(group), num_workers, self.log, is_timed):
                     self._note_made(step, outcome)
             for step in ready:
                 del waiting[step.name]
@@ -299,10 +299,10 @@ class Runner:
         self.names = self.names or names_of([job.experiment for job in jobs])
         self._num_done, self._num_all = 0, len(jobs)
         self.progress(0, len(jobs), f"{len(jobs)} jobs")
-        for group, num_workers in ((others, self.settings.num_jobs), (timed, self._num_timed())):
-            beside = self._workers(num_workers)
-            for job, outcome in run_all(self.pool, self._next(group), beside, ignore):
-                self._add(job, outcome, beside)
+        for group, num_jobs in ((others, self.settings.num_jobs), (timed, self._num_timed())):
+            alone = group is timed and not self.settings.share_cores
+            for job, outcome in run_all(self.pool, self._next(group), num_jobs, ignore, alone):
+                self._add(job, outcome, self.pool.room(num_jobs, alone))
 
     def _next(self, group: Sequence[Job]) -> Iterator[tuple[Job, WorkerJob, float | None]]:
         """Yield the jobs to run. The rounds of an experiment that cannot run are recorded without being run."""
@@ -354,10 +354,6 @@ class Runner:
 
     def _num_timed(self) -> int:
         return self.settings.num_jobs if self.settings.share_cores else 1
-
-    def _workers(self, num_workers: int) -> int:
-        """Return how many jobs run at once. Machines of a scheduler do not share cores."""
-        return num_workers if self.pool.is_here else self.pool.num_workers
 
 
 def _failure(reason: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
