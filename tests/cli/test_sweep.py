@@ -121,7 +121,12 @@ def test_what_is_not_there_is_an_error_and_no_record(run, refused, place):
     refused(2, "modle", "sweep", "other.py", "--out", "out")
     refused(2, "no experiment is left", "sweep", "recipe.py", "--out", "out", "--only", "exit=votes:3")
     refused(2, "no such recipe", "sweep", "none.py", "--out", "out")
-    refused(2, "needs TLS", "sweep", "recipe.py", "--out", "out", "--scheduler", "tcp://far:8786")
+    far = ("--scheduler", "tcp://far:8786")
+    refused(2, "needs TLS", "sweep", "recipe.py", "--out", "out", *far)
+    refused(2, "needs TLS", "sweep", "recipe.py", "--out", "none", *far, "--dry-run")
+    (place / "tuned.py").write_text(RECIPE.replace('exit="none"', 'exit="tune:drop=1"'))
+    near = ("--scheduler", "tcp://localhost:1", "--dry-run")
+    refused(2, "tuned with the profile of one machine", "sweep", "tuned.py", "--out", "none", *near)
     assert json.loads((place / "out" / "results.json").read_text()) == {"format": 1}
 
 

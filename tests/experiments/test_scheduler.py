@@ -15,7 +15,7 @@ from offramp.errors import MissingExtraError, UsageError
 from offramp.experiments import Grid, experiment, pools, scheduled
 from offramp.experiments.jobs import WorkerJob
 from offramp.experiments.pools import MAX_ATTEMPTS, run_all
-from offramp.experiments.prerequisites import Prerequisite
+from offramp.experiments.prerequisites import Prerequisite, Source, needs_of
 from offramp.experiments.results import Results, read_results
 from offramp.experiments.scheduled import ScheduledPool, require_safe, require_unplaced, run_remotely
 from offramp.experiments.sweep import Runner, SweepSettings, sweep
@@ -40,12 +40,28 @@ def test_addresses_that_are_none(address):
         require_safe(address)
 
 
-@pytest.mark.parametrize("options", [{"device": "board"}, {"exit": "tune:latency=40ms", "task": "sst2"}])
-def test_experiments_of_one_machine_are_not_given_to_a_scheduler(options):
-    others = [experiment(model="m"), experiment(model="m", task="sst2", exit="tune:drop=1")]
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"device": "board"}, "device=board is of one machine"),
+        ({"exit": "tune:latency=40ms", "task": "sst2"}, "exit=tune:latency=40ms is tuned with the profile"),
+        ({"exit": "tune:latency=patience:2", "task": "sst2"}, "exit=tune:latency=patience:2 is tuned"),
+        ({"exit": "tune:drop=1", "task": "sst2"}, "exit=tune:drop=1 is tuned with the profile of one machine"),
+    ],
+)
+def test_experiments_of_one_machine_are_not_given_to_a_scheduler(options, part):
+    others = [experiment(model="m"), experiment(model="m", task="sst2", exit="oracle")]
     require_unplaced("tcp://localhost:8786", others)
-    with pytest.raises(UsageError, match=r"is of one machine, .* - m - run this experiment there, without --scheduler"):
+    with pytest.raises(UsageError, match=f"{part}.* - m - run this experiment there, without --scheduler"):
         require_unplaced("tcp://localhost:8786", [*others, experiment(model="m", **options)])
+
+
+def test_what_is_tuned_needs_a_profile_of_a_machine(tmp_path):
+    """The reason for which every `tune:` is refused."""
+    for exit in ("tune:latency=5ms", "tune:latency=patience:2", "tune:drop=1"):
+        each = experiment(model="m", task="sst2", exit=exit)
+        steps = needs_of(each, Source("m", "stored", True), "rows", tmp_path).steps.values()
+        assert "profile" in [step.kind for step in steps]
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

@@ -569,7 +569,7 @@ TABLE = [
         "return the search alone", rewritten(GOOD, "a recipe without the list"),
     ),
     corrected(
-        "experiments/scheduled.py: {} is of one machine",
+        "experiments/scheduled.py: {}, and a scheduler gives jobs",
         toys_with("--scheduler tcp://localhost:1", "Grid(job='toy', model='toy', device='board')"),
         "run this experiment there, without --scheduler",
         toys_with("--device board", "Grid(job='toy', model='toy', rounds=1, device='board')"),

@@ -72,6 +72,10 @@ def main(args: argparse.Namespace) -> None:
     pythons = {each.name: each.python for chosen in args.rival for each in chosen}
     settings = SweepSettings(args.jobs, args.share_cores, args.limit, args.device, pythons, args.retry)
     _require_installed(found, args)
+    if args.scheduler is not None:
+        from offramp.experiments.scheduled import require_unplaced
+
+        require_unplaced(args.scheduler, list(found))
     if args.dry_run:
         _show_plan(list(found), Path(args.out), settings, args.json)
         if isinstance(found, Search) and not args.json:
@@ -130,13 +134,12 @@ def _require_installed(found: Any, args: argparse.Namespace) -> None:
 def _run(found: Any, args: argparse.Namespace, settings: Any) -> tuple[Any, Any]:
     """Run experiments or a search; return the plan, and for a search the experiments that no other one surpasses."""
     from offramp.experiments.grid import Search
-    from offramp.experiments.scheduled import ScheduledPool, require_unplaced
+    from offramp.experiments.scheduled import ScheduledPool
     from offramp.experiments.specification import names_of
     from offramp.experiments.sweep import search, sweep
 
     make_pool, out = None, Path(args.out)
     if args.scheduler is not None:
-        require_unplaced(args.scheduler, list(found))
         make_pool = lambda: ScheduledPool(args.scheduler)  # noqa: E731
     with ExitStack() as stack:
         watch = {}

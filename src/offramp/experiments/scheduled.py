@@ -285,13 +285,17 @@ def machine_id() -> str:
 def require_unplaced(address: str, experiments: Sequence[Experiment]) -> None:
     """Raise UsageError for experiments of one machine: a scheduler gives jobs to any of its workers.
 
-    `device` names the machine, and `tune:latency` is a latency of the machine that is profiled.
+    `device` names the machine, and every `tune:` needs a profile of the machine on which its policy runs.
     """
     require_safe(address)
     for each in experiments:
-        part = f"device={each.device}" if each.device else f"exit={each.engine.exit}"
-        if each.device is not None or each.engine.exit.startswith("tune:latency"):
-            what = f"{part} is of one machine, and a scheduler gives jobs to any of its workers"
+        exit, part = each.engine.exit, None
+        if each.device is not None:
+            part = f"device={each.device} is of one machine"
+        elif exit.startswith("tune:"):
+            part = f"exit={exit} is tuned with the profile of one machine"
+        if part is not None:
+            what = f"{part}, and a scheduler gives jobs to any of its workers"
             error = UsageError(what, each.model, "run this experiment there, without --scheduler")
             raise error.placed(each.place)
 
