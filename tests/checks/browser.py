@@ -7,6 +7,7 @@ console said, which other addresses were asked for, whether it is wider than the
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import subprocess
@@ -70,9 +71,11 @@ class Browser:
 
     def close(self) -> None:
         """End the browser."""
+        with contextlib.suppress(RuntimeError):  # it has ended before it could answer
+            self._session = None
+            self.ask("Browser.close")
+        self._process.wait()  # its timer still runs
         self._end.cancel()
-        self._process.kill()
-        self._process.wait()
         os.close(self._asks)
         os.close(self._answers)
 
@@ -89,7 +92,7 @@ class Browser:
 def look(page: Path, width: int, scheme: str, picture: Path | None = None) -> dict:
     """Return what is seen of a page: facts of FACTS, and `errors` and `requests`."""
     address = page.resolve().as_uri()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its processes may still write there
         browser = Browser(folder)
         try:
             size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}

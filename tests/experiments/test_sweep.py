@@ -24,7 +24,7 @@ from offramp.errors import (
     RefusedError,
     UsageError,
 )
-from offramp.experiments import Grid, children, experiment, pools, prerequisites, results, steps, sweep
+from offramp.experiments import Grid, children, experiment, pools, prerequisites, results, scheduled, steps, sweep
 from offramp.experiments.children import LostError
 from offramp.experiments.comparison import measured_last
 from offramp.experiments.grid import read_recipe
@@ -161,11 +161,14 @@ def test_a_result_that_no_record_holds_is_a_failure_and_the_sweep_goes_on(in_pro
 
 
 def test_of_a_machine_that_a_scheduler_has_lost_nothing_is_recorded(tmp_path):
-    lost, each = Future(), experiment(job="toy", model="toy")
-    lost.set_exception(OSError("the workers are gone"))
+    each = experiment(job="toy", model="toy")
     with Results(tmp_path / "out", ignore) as found:
         runner = Runner(found, Recorder(), SweepSettings(), ignore, ignore)
-        record = runner._record(sweep.Job("k", 1, each, {}, Needs(tmp_path)), pools._outcome_of(lost), 1)
+        record = runner._record(
+            sweep.Job("k", 1, each, {}, Needs(tmp_path)),
+            {**scheduled._lost("tcp://w"), "attempts": 2, "seconds": 1.0},
+            1,
+        )
     assert record["reason"]["kind"] == "killed" and "environment" not in record
 
 
@@ -503,9 +506,9 @@ def test_jobs_that_measure_time_run_one_at_a_time_unless_asked(tmp_path, monkeyp
     """Those of streams, too: each compares its time with that of its model. Toys run beside each other, and first."""
     kinds, groups = ("stream", "toy", "measure") * 2, []
 
-    def run_group(pool, jobs, num_workers, log):
+    def run_group(pool, jobs, num_workers, log, alone):
         found = [(job, {"result": {}, "attempts": 1, "seconds": 1.0}) for job, *_ in jobs]
-        groups.append(([job.experiment.job for job, _ in found], num_workers))
+        groups.append(([job.experiment.job for job, _ in found], num_workers, alone))
         yield from found
 
     monkeypatch.setattr(sweep, "run_all", run_group)
@@ -516,7 +519,8 @@ def test_jobs_that_measure_time_run_one_at_a_time_unless_asked(tmp_path, monkeyp
         runner.run(Plan(jobs, [], 0))
         workers = [record["workers"] for record in results.records]
     beside = 3 if share_cores else 1
-    assert groups == [(["toy"] * 2, 3), (["stream", "measure"] * 2, beside)] and workers == [3, 3, *[beside] * 4]
+    timed = (["stream", "measure"] * 2, beside, not share_cores)
+    assert groups == [(["toy"] * 2, 3, False), timed] and workers == [3, 3, *[beside] * 4]
 
 
 def test_a_rival_ends_at_its_limit_before_its_worker_does():
