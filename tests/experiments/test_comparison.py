@@ -58,6 +58,20 @@ def test_targets_are_met_or_missed():
     assert targets == ["missed", "inconclusive", "met"]
 
 
+@pytest.mark.parametrize(("ratio", "at_most"), [(1.08, 1.0), (1.08, 1.13)])
+def test_a_target_in_a_table_of_many_rows_needs_more_evidence(ratio, at_most):
+    """A row that is decided alone is not decided among 40 at the target."""
+    pair = rounds(0.01, 6, 0.02, batch=1), rounds(0.01 * ratio, 6, 0.02, batch=1, exit="none")
+    (alone,) = compare(*pair, "latency", at_most).rows
+    others = [rounds(0.01, 6, 0.02, batch=batch) for batch in range(2, 42)]
+    near = [rounds(0.01 * at_most, 6, 0.02, batch=batch, exit="none") for batch in range(2, 42)]
+    sides = ([each for group in groups for each in group] for groups in ((pair[0], *others), (pair[1], *near)))
+    among = compare(*sides, "latency", at_most).rows
+    assert (alone.target, alone.target_p < 0.05) == ("missed" if ratio > at_most else "met", True)
+    assert among[0].compared == alone.compared and among[0].target_p > 0.05
+    assert {row.target for row in among} == {"inconclusive"}
+
+
 def test_experiments_are_paired_by_their_options():
     first = [*rounds(0.01, exit="none"), *rounds(0.005, exit="patience:1"), *rounds(0.01, exit="oracle")]
     second = [*rounds(0.005, exit="patience:1"), *rounds(0.02, exit="none"), *rounds(0.01, exit="patience:3")]

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from offramp.measure import statistics
-from offramp.measure.statistics import INCONCLUSIVE, MET, MISSED, holm, paired_ratio, verdict
+from offramp.measure.statistics import (
+    INCONCLUSIVE,
+    MET,
+    MISSED,
+    Comparison,
+    holm,
+    median_interval,
+    paired_ratio,
+    table_verdicts,
+    verdict,
+)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30])
@@ -33,7 +43,7 @@ def test_a_ratio_is_paired_so_that_what_both_share_cancels():
 @pytest.mark.parametrize("num_rounds", [1, 4])
 def test_few_rounds_have_no_interval_and_no_verdict(num_rounds):
     found = paired_ratio(np.ones((num_rounds, 8)), np.full((num_rounds, 8), 3.0))
-    assert found == (3.0, None, None, None, None)
+    assert found == Comparison(3.0, None, None, None, None)
     assert verdict(found.low, found.high, 1.5) == INCONCLUSIVE
 
 
@@ -64,6 +74,42 @@ def test_verdicts():
     assert verdict(0.8, 0.9, 1.0) == MET and verdict(1.1, 1.2, 1.0) == MISSED
     assert verdict(0.9, 1.1, 1.0) == INCONCLUSIVE == verdict(None, None, 1.0) == verdict(np.nan, 1.0, 1.0)
     assert verdict(1.0, 1.0, 1.0) == MET, "exactly the target"
+
+
+@pytest.mark.parametrize("num_rounds", [5, 7, 20])
+def test_tables_whose_rows_are_all_at_the_target_are_rarely_decided_anywhere(num_rounds):
+    """30 tables of 20 rows; by the interval of each row, 8 tables and more had a row that was met or missed."""
+    generator = np.random.default_rng(num_rounds)
+    tables = 1.15 * generator.lognormal(0, 0.04, (30, 20, num_rounds))
+    decided = [[each for each, _ in _table(rows, 1.15) if each != INCONCLUSIVE] for rows in tables]
+    assert sum(map(bool, decided)) <= 0.05 * len(tables)
+
+
+def test_rows_far_from_the_target_are_decided_in_a_table():
+    ratios = np.random.default_rng(0).lognormal(0, 0.02, (20, 7)) * np.array([[0.8], [1.0], [1.25], [1.0]] * 5)
+    found = _table(ratios, 1.0)
+    assert [each for each, _ in found] == [MET, INCONCLUSIVE, MISSED, INCONCLUSIVE] * 5
+    assert all((p <= 0.05) == (each != INCONCLUSIVE) for each, p in found)
+
+
+def test_rows_that_do_not_vary_or_have_no_interval_correct_nothing():
+    """The bytes of each round are equal: exactly the target is met, whatever else is in the table."""
+    rows = [[1.0] * 7, [1.001] * 7, [1.0] * 3, [0.9, 0.91, 0.92, 0.89, 0.9, 0.88, 0.9]]
+    assert _table(rows, 1.0)[:3] == [(MET, 0.0), (MISSED, 0.0), (INCONCLUSIVE, 1.0)]
+    assert table_verdicts([], 1.0) == []
+
+
+@pytest.mark.parametrize(("num_rounds", "freedom"), [(5, 4), (13, 12), (20, 12)])
+def test_the_p_value_of_a_median_has_few_degrees_of_freedom(num_rounds, freedom):
+    from scipy import stats
+
+    found = paired_ratio(np.ones((num_rounds, 1)), np.random.default_rng(0).normal(1.1, 0.1, (num_rounds, 1)))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(found.value - 1) / found.error, freedom), abs=1e-9)
+    assert found.p_of(found.value) == 1 > found.p_of(1.0) == found.p
+
+
+def _table(ratios, at_most):
+    return table_verdicts([median_interval(rounds) for rounds in ratios], at_most)
 
 
 def test_five_repeats_of_a_table_never_turn_a_verdict_over():

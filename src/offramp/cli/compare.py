@@ -3,9 +3,9 @@
 offramp compare results/a results/b --figure latency
 
 The ratio is that of the second folder to the first, the median over rounds; for the score it is the difference in
-points. Verdicts hold for the whole table: p-values are corrected for the number of rows (Holm). With fewer than 5
-rounds there are no intervals, and every verdict is inconclusive; scores are paired over rows, not over rounds, and
-have no interval where the rows are not the same.
+points. Verdicts, those on the target of --at-most too, hold for the whole table: p-values are corrected for the number
+of rows (Holm). With fewer than 5 rounds there are no intervals, and every verdict is inconclusive; scores are paired
+over rows, not over rounds, and have no interval where the rows are not the same.
 """
 
 import argparse

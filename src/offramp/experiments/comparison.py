@@ -22,18 +22,17 @@ from offramp.experiments.specification import NOT_IDENTIFYING, specification_of,
 from offramp.measure import median
 from offramp.measure.statistics import (
     INCONCLUSIVE,
+    SIGNIFICANT,
     Comparison,
     holm,
     judged,
     median_interval,
     paired_ratio,
-    verdict,
+    table_verdicts,
 )
 from offramp.tasks.metrics import resampled_scores, score
 from offramp.units import format_duration, format_size
 
-SIGNIFICANT = 0.05
-"""Largest corrected p-value of a difference that is called one."""
 NUM_SCORE_DRAWS = 500
 
 
@@ -77,6 +76,8 @@ class Row:
     verdict: str
     target: str | None
     """Verdict on the target, if there is one."""
+    target_p: float | None
+    """p-value of the target being the truth, corrected for the number of rows of the table."""
 
 
 @dataclass(frozen=True)
@@ -154,21 +155,22 @@ def machine_of(record: Record) -> tuple[Any, ...] | None:
 
 
 def _rows(figure: Figure, found: Sequence[tuple[str, Any, Comparison]], at_most: float | None) -> tuple[Row, ...]:
-    corrected = holm([1.0 if each.p is None else each.p for _, _, each in found])
+    results = [result for _, _, result in found]
+    corrected = holm([1.0 if each.p is None else each.p for each in results])
+    targets: Sequence[tuple[str | None, float | None]] = [(None, None)] * len(results)
+    if at_most is not None:
+        targets = table_verdicts([_loss(each) for each in results] if figure.name == "score" else results, at_most)
     rows = []
-    for (name, sides, result), p in zip(found, corrected, strict=True):
+    for (name, sides, result), p, target in zip(found, corrected, targets, strict=True):
         first, second = (median([record["figures"][figure.name] for record in side]) for side in sides)
-        target = None if at_most is None else _target(figure, result, at_most)
-        rows.append(Row(name, first, second, len(sides[0]), result, p, _verdict(figure, result, p), target))
+        rows.append(Row(name, first, second, len(sides[0]), result, p, _verdict(figure, result, p), *target))
     return tuple(rows)
 
 
-def _target(figure: Figure, result: Comparison, at_most: float) -> str:
-    """Return whether a ratio, or the loss of a score in points, is at most the target."""
-    low, high = result.low, result.high
-    if figure.name == "score" and low is not None and high is not None:
-        low, high = -high, -low
-    return verdict(low, high, at_most)
+def _loss(gain: Comparison) -> Comparison:
+    """Return the difference of a score as what is lost."""
+    low, high = (None if end is None else -end for end in (gain.high, gain.low))
+    return gain._replace(value=-gain.value, low=low, high=high)
 
 
 def _verdict(figure: Figure, result: Comparison, p: float) -> str:

@@ -28,6 +28,12 @@ FEWEST_SAMPLES = 5
 three rounds, 94 % for five."""
 POWER = 0.8
 """Probability with which an effect of the detectable size is found."""
+SIGNIFICANT = 0.05
+"""Largest p-value, corrected for the rows of a table, with which a row is decided."""
+MEDIAN_FREEDOM = 12
+"""Most degrees of freedom of the p-value of a median. The bootstrap error of a median stays uncertain, however many
+rounds there are: with those of Student's distribution for a mean, 0.40, 0.54 and 0.65 % of equal pairs of 20, 30 and 50
+rounds had p <= 0.25 %, which is the level of the first of 20 rows."""
 MET, MISSED, INCONCLUSIVE = "met", "missed", "inconclusive"
 
 
@@ -49,6 +55,18 @@ class Comparison(NamedTuple):
     """Two-sided p-value of the hypothesis that both sides are equal."""
     detectable: Optional[float]
     """Minimum detectable effect: a deviation from equality of this size is found with the probability POWER."""
+    error: Optional[float] = None
+    """Standard error, corrected for few samples."""
+    freedom: int = 0
+    """Degrees of freedom of the p-value."""
+
+    def p_of(self, truth: float) -> float:
+        """Return the two-sided p-value of the hypothesis that the true value is this one; 1 without an interval."""
+        if self.error is None:
+            return 1.0
+        # Counting draws beyond the truth could not give less than one of them, whatever the effect.
+        effect = abs(self.value - truth)
+        return 2 * _student(-effect / self.error, self.freedom) if self.error > 0 else float(effect == 0)
 
 
 def paired_bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_rounds: int = 1000) -> Estimate:
@@ -94,14 +112,15 @@ def paired_ratio(base_RU: np.ndarray, other_RU: np.ndarray) -> Comparison:
     rounds_DR, counts_DU = _paired_draws(num_rounds, num_units)
     ratios_DR = (counts_DU @ other_RU.T) / (counts_DU @ base_RU.T)
     draws_D = np.median(np.take_along_axis(ratios_DR, rounds_DR, axis=1), axis=1)
-    return judged(value, draws_D, num_rounds, equal=1.0)
+    return judged(value, draws_D, num_rounds, equal=1.0, freedom=MEDIAN_FREEDOM)
 
 
 def median_interval(values_R: Sequence[float]) -> Comparison:
     """Return the median of the figures of rounds with its corrected interval, as a comparison with 0."""
     array_R = np.asarray(values_R, np.float64)
     draws_DR = array_R[resamples(len(array_R))]
-    return judged(float(np.median(array_R)), np.median(draws_DR, axis=1), len(array_R), equal=0.0)
+    medians_D = np.median(draws_DR, axis=1)
+    return judged(float(np.median(array_R)), medians_D, len(array_R), equal=0.0, freedom=MEDIAN_FREEDOM)
 
 
 @lru_cache(maxsize=2)
@@ -128,7 +147,9 @@ def _paired_draws(num_rounds: int, num_units: int) -> Tuple[np.ndarray, np.ndarr
     return rounds_DR, generator.multinomial(num_units, np.full(num_units, 1 / num_units), NUM_DRAWS).astype(np.float64)
 
 
-def judged(value: float, draws_D: np.ndarray, num_samples: int, equal: float) -> Comparison:
+def judged(
+    value: float, draws_D: np.ndarray, num_samples: int, equal: float, freedom: Optional[int] = None
+) -> Comparison:
     """Return a statistic with its corrected interval, p-value and detectable effect, from its bootstrap draws.
 
     Args:
@@ -136,16 +157,17 @@ def judged(value: float, draws_D: np.ndarray, num_samples: int, equal: float) ->
         draws_D: that of each resample.
         num_samples: number of independent samples, which the correction is for: usually that of rounds.
         equal: the value of the statistic where both sides are equal.
+        freedom: most degrees of freedom of the p-value, of a statistic that has fewer than a mean: MEDIAN_FREEDOM.
     """
     if num_samples < FEWEST_SAMPLES:
         return Comparison(value, None, None, None, None)
     level = _expanded((1 - CONFIDENCE) / 2, num_samples)
     low, high = np.percentile(draws_D, [100 * level, 100 * (1 - level)])
-    spread, effect = float(draws_D.std()), abs(value - equal)
-    # Counting draws beyond equality could not give less than one of them, whatever the effect.
-    p = _p_value(effect / spread, num_samples) if spread > 0 else float(effect == 0)
+    spread, most = float(draws_D.std()), num_samples - 1
+    error = spread * math.sqrt(num_samples / most)
     detectable = (_normal_quantile(1 - level) + _normal_quantile(POWER)) * spread
-    return Comparison(value, float(low), float(high), p, detectable)
+    found = Comparison(value, float(low), float(high), None, detectable, error, min(most, freedom or most))
+    return found._replace(p=found.p_of(equal))
 
 
 def holm(p_values: Sequence[float]) -> List[float]:
@@ -170,16 +192,22 @@ def verdict(low: Optional[float], high: Optional[float], at_most: float) -> str:
     return MET if high <= at_most else MISSED
 
 
+def table_verdicts(rows: Sequence[Comparison], at_most: float) -> List[Tuple[str, float]]:
+    """Return the verdict of each row of a table on one target, and its p-value, corrected for the number of rows.
+
+    As between two sides, a verdict needs both: the interval lies on one side of the target, and the corrected p-value
+    of the target being the truth is at most SIGNIFICANT. A row that does not vary is decided by its value.
+    """
+    corrected = holm([0.0 if row.error == 0 else row.p_of(at_most) for row in rows])
+    found = [verdict(row.low, row.high, at_most) for row in rows]
+    return [(each if p <= SIGNIFICANT else INCONCLUSIVE, p) for each, p in zip(found, corrected)]
+
+
 @lru_cache(maxsize=64)
 def _expanded(level: float, num_samples: int) -> float:
     """Return the percentile level of a bootstrap that stands for `level`, which is below 0.5."""
     student = _student_quantile(level, num_samples - 1)
     return _normal(student * math.sqrt(num_samples / (num_samples - 1)))
-
-
-def _p_value(effect: float, num_samples: int) -> float:
-    """Return the two-sided p-value of an effect in bootstrap standard errors, which are too small for few samples."""
-    return 2 * _student(-effect * math.sqrt((num_samples - 1) / num_samples), num_samples - 1)
 
 
 def _normal(value: float) -> float:
