@@ -61,18 +61,20 @@ def test_rivals_are_measured_on_the_same_texts_and_scored(run, store, named):
     assert (record["budget_bytes"], record["threads"], record["num_layers"]) == (2 << 30, 1, NUM_LAYERS)
 
 
-@pytest.mark.parametrize(("rounds", "has_intervals"), [(1, False), (2, True)])
-def test_intervals_are_printed_for_several_rounds_only(run, store, named, monkeypatch, rounds, has_intervals):
-    low_high = (0.1, 9.9) if has_intervals else (None, None)
+@pytest.mark.parametrize(("rounds", "num_intervals"), [(1, 0), (4, 1), (5, 2)])
+def test_intervals_are_printed_for_several_rounds_only(run, store, named, monkeypatch, rounds, num_intervals):
+    """The score has one from two rounds on, as it is that of texts; the speed-up from five on."""
+    gain, speedup = ((0.1, 9.9) if num_intervals > number else (None, None) for number in range(2))
     row = Measured("exits", POLICY, 1, 1, 0.1, 0.1, 0.1, 9.0, 1 << 20, 1.0, {"accuracy": 90.0, "score": 90.0}, -1.0,
-                   *low_high, 2.0, *low_high, "texts", 2.0, 2.0)  # fmt: skip
+                   *gain, 2.0, *speedup, "texts", 2.0, 2.0)  # fmt: skip
     facts = {"num_texts": 1, "split": "dev", "metrics": ["accuracy"], "backend": "ort", "threads": 1, "task": "dev"}
     record = {**facts, "budget_bytes": 1 << 30, "rounds": rounds, "includes_training_rows": False}
     monkeypatch.setattr("offramp.experiments.task_bench.bench_task", lambda *_: ([row], record))
     said = run("bench", store, *named, "--repeat", rounds)
     assert said.code == 0, said.err
-    assert ("[0.1" in said.out, "[95 %]" in said.out, "bootstraps" in said.out) == (has_intervals,) * 3
-    assert ("one round has no intervals" in said.out) == (not has_intervals)
+    assert [said.out.count(text) for text in ("0.1", "[95 %]")] == [num_intervals] * 2
+    assert ("speed-up [95 %]" in said.out) == (num_intervals == 2)
+    assert ("bootstraps" in said.out, "one round has no intervals" in said.out) == (rounds > 1, rounds == 1)
 
 
 def test_people_get_a_table(run, named, tmp_path):

@@ -159,9 +159,15 @@ def _bench_task(args: argparse.Namespace) -> None:
     rows = f"{record['num_texts']} rows of {record['split']}{trained}, {', '.join(record['metrics'])} in percent"
     engine = f"{record['backend']}, {record['threads']} threads, budget {format_size(record['budget_bytes'])}"
     print(f"{record['task']}: {rows}; {engine}; medians of {record['rounds']} rounds")
-    mark, intervals = (" [95 %]", _INTERVALS) if record["rounds"] > 1 else ("", _NO_INTERVALS)
-    print(table_of(found, {name.format(mark): cell for name, cell in _RIVAL_COLUMNS.items()}))
-    print(_NOTES.format(intervals))
+    print(table_of(found, _rival_columns(found)))
+    print(_NOTES.format(_INTERVALS if record["rounds"] > 1 else _NO_INTERVALS))
+
+
+def _rival_columns(found: Sequence[Any]) -> dict[str, Any]:
+    """Return the columns of a table of rivals, named as columns of intervals where there is one."""
+    has_interval = {name: any(getattr(each, f"{name}_low") is not None for each in found) for name in _COMPARED}
+    marks = {name: " [95 %]" if has else "" for name, has in has_interval.items()}
+    return {name.format(**marks): cell for name, cell in _RIVAL_COLUMNS.items()}
 
 
 def _bench_against(args: argparse.Namespace) -> None:
@@ -245,6 +251,7 @@ def _interval(form: str, measured: Any, name: str) -> str:
     return f"{value:{form}}" if low is None or high is None else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
+_COMPARED = ("score_difference", "speedup")
 _RIVAL_COLUMNS = {
     "policy": lambda measured: measured.rival if measured.rival == "plain" else measured.exit,
     "batch": lambda measured: measured.batch,
@@ -255,12 +262,13 @@ _RIVAL_COLUMNS = {
     "peak memory": lambda measured: format_size(measured.peak_rss_bytes),
     "bytes read / input": lambda measured: format_size(measured.bytes_read_per_text),
     "score (%)": lambda measured: " / ".join(percents(measured.scores).values()),
-    "score - plain (points){}": lambda measured: _interval("+.1f", measured, "score_difference"),
-    "speed-up{}": lambda measured: _interval(".2f", measured, "speedup"),
+    "score - plain (points){score_difference}": lambda measured: _interval("+.1f", measured, "score_difference"),
+    "speed-up{speedup}": lambda measured: _interval(".2f", measured, "speedup"),
     "by layer count": lambda measured: f"{measured.layer_count_speedup:.2f}",
 }
 _INTERVALS = """\
-their intervals are paired bootstraps over rounds and texts (batch 8: rounds and batches; bulk: rounds)"""
+their intervals, from 5 rounds on, are paired bootstraps over rounds and texts (batch 8: rounds and batches; bulk:
+rounds), corrected for few rounds"""
 _NO_INTERVALS = "one round has no intervals (see --repeat)"
 _NOTES = """\
 Latencies are per batch. Speed-ups are wall-clock ratios to the plain model at the same batch size; {}.

@@ -24,7 +24,7 @@ from offramp.experiments.evaluation import model_label_ids, trained_length
 from offramp.experiments.held_out import held_out
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
-from offramp.measure.statistics import paired_bootstrap
+from offramp.measure.statistics import paired_ratio
 from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
 from offramp.store import Store
@@ -42,7 +42,6 @@ BATCHES = (1, LARGE_BATCH, "bulk")
 PAIRED_OVER = {1: "texts", LARGE_BATCH: "batches", "bulk": "rounds"}
 """Batch size -> what is resampled, in addition to rounds, for the interval of a speed-up. In bulk mode batches depend
 on the plan, so two rivals have no batch in common."""
-NUM_DRAWS = 1000
 Records = Sequence[Mapping[str, Any]]
 """One record per round, as worker processes return them."""
 
@@ -93,7 +92,7 @@ class Measured:
     """Results of one rival. Latencies are per batch; scores in percent, differences in points, 95 % intervals.
 
     Comparisons with the plain model are None for the plain model itself. Intervals are None for a single round, which
-    does not show how much rounds differ.
+    does not show how much rounds differ; those of speed-ups for fewer rounds than `measure.statistics` judges.
     """
 
     rival: str
@@ -113,7 +112,7 @@ class Measured:
     score_difference_low: float | None
     score_difference_high: float | None
     speedup: float | None
-    """Seconds of the plain model divided by those of this rival."""
+    """Seconds of the plain model divided by those of this rival, in the same round; the median over rounds."""
     speedup_low: float | None
     speedup_high: float | None
     paired_over: str
@@ -196,9 +195,9 @@ def measured(rival: Rival, records: Records, plain: Records, sample: Sample, num
     gain = speedup = (None, None, None)
     if rival.name != "plain":
         gain = paired_interval(sample.metrics, sample.truth_N, _distinct(answer_RN), _distinct(sample.answers(plain)))
-        speedup = paired_speedup(_seconds(plain, rival.batch), _seconds(records, rival.batch))
+        speedup = paired_ratio(_seconds(records, rival.batch), _seconds(plain, rival.batch))[:3]
     if len(records) == 1:
-        gain, speedup = ((value, None, None) for value, _, _ in (gain, speedup))
+        gain = (gain[0], None, None)
     return Measured(
         rival.name,
         rival.exit,
@@ -217,20 +216,6 @@ def measured(rival: Rival, records: Records, plain: Records, sample: Sample, num
         mean_exit,
         num_layers / mean_exit,
     )
-
-
-def paired_speedup(plain_RU: np.ndarray, own_RU: np.ndarray) -> tuple[float, float | None, float | None]:
-    """Return the speed-up over the plain model with its 95 % interval, which is None where there is one value.
-
-    Seconds are medians over rounds, summed over units. Rounds and units are resampled alike for both sides.
-    """
-
-    def ratio(rounds: np.ndarray, units: np.ndarray) -> float:
-        plain, own = (np.median(seconds_RU[np.ix_(rounds, units)], axis=0).sum() for seconds_RU in (plain_RU, own_RU))
-        return float(plain / own)
-
-    whole, low, high = paired_bootstrap(ratio, plain_RU.shape, NUM_DRAWS)
-    return (whole, low, high) if plain_RU.size > 1 else (whole, None, None)
 
 
 def _seconds(records: Records, batch: int | str) -> np.ndarray:

@@ -69,8 +69,8 @@ class Comparison(NamedTuple):
         return 2 * _student(-effect / self.error, self.freedom) if self.error > 0 else float(effect == 0)
 
 
-def paired_bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_rounds: int = 1000) -> Estimate:
-    """Return a statistic of paired samples, and its percentile bootstrap interval.
+def bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_rounds: int) -> Tuple[float, List[float]]:
+    """Return a statistic of paired samples, and that of each resample.
 
     Args:
         statistic: called with one array of indices for each axis of the samples, which it must apply to both sides.
@@ -79,13 +79,6 @@ def paired_bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_
 
     Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
-    value, draws = bootstrap(statistic, sizes, num_rounds)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
-
-
-def bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_rounds: int) -> Tuple[float, List[float]]:
-    """Return a statistic of the samples, and of each resample; the arguments are those of `paired_bootstrap`."""
     generator = np.random.default_rng(0)
     value = statistic(*map(np.arange, sizes))
     return value, [statistic(*(generator.integers(0, size, size) for size in sizes)) for _ in range(num_rounds)]
