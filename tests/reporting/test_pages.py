@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,47 @@ from offramp.errors import OfframpError, UsageError
 from offramp.experiments import Grid, experiment
 from offramp.experiments.grid import read_recipe
 from offramp.experiments.results import line_of, read_results
-from offramp.reporting.pages import failures, flat, gain, interval, machines, of, page_from, ratios, spread, where
+from offramp.reporting.pages import (
+    enough,
+    fact,
+    failures,
+    flat,
+    gain,
+    interval,
+    joint,
+    machines,
+    mean_of,
+    of,
+    page_from,
+    point,
+    ratios,
+    rivals,
+    spread,
+    verdict,
+    verdict_of,
+    where,
+)
 from tests.experiments.studies import ENVIRONMENT, record
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = {
-    "glue": ("glue", "ed4c6fbec2470c56"),
-    "latency": ("latency", "4b1376f39f29cfe5"),
-    "any-model": ("any_model", "8e36533b6d160e81"),
-    "main-job": ("main_job", "61369dbabf7b4d56"),
+    "glue": ("glue", "ec0ba2aae3718e35"),
+    "latency": ("latency", "3ea29abbedfd3b10"),
+    "any-model": ("any_model", "fd689e339b410242"),
+    "main-job": ("main_job", "2e4d1e233a8cf678"),
 }
-"""Page -> its template, and a digest of the rows of all its tables as they were at commit 381530a, when scripts made it
-from the records of the measurements."""
+"""Page -> its template, and a digest of the rows of all its tables, without verdicts, as they were at commit 381530a,
+when scripts made it from the records of the measurements."""
+TARGETS = "| what | target | measured | verdict |"
 
 
-def tables_of(page):
-    return [line for line in page.splitlines() if line.startswith("|")]
+def figures_of(page):
+    """The lines of tables; those of the table of targets without their last cell, the verdict."""
+    found, cut = [], False
+    for line in page.splitlines():
+        cut = line == TARGETS or (cut and line.startswith("|"))
+        found += [line.rpartition(" | ")[0] if cut else line] if line.startswith("|") else []
+    return found
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -34,8 +60,25 @@ def test_a_published_page_is_made_from_its_records_and_holds_the_figures_that_we
     template, digest = PUBLISHED[name]
     records = read_results(ROOT / "docs/results/records" / name, print)
     made = page_from(ROOT / "recipes" / f"{template}.md.jinja", records)
-    assert hashlib.sha256("\n".join(tables_of(made)).encode()).hexdigest()[:16] == digest
+    assert hashlib.sha256("\n".join(figures_of(made)).encode()).hexdigest()[:16] == digest
     assert made == (ROOT / "docs/results" / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_published_verdict_is_decided_where_the_range_of_its_rounds_holds_the_target(name):
+    targets = targets_of((ROOT / "docs/results" / f"{name}.md").read_text())
+    assert len(targets) > 10
+    for _, aim, measured, found in targets:
+        assert re.fullmatch(r"(met|\*\*missed\*\*)( \(point\))?|inconclusive( \(\d rounds\))?|–", found)
+        limit, ends = re.match(r"[<>]=? ([\d.]+)", aim), re.search(r"([\d.]+)\.\.([\d.]+)\)", measured)
+        if limit and ends and float(ends[1]) < float(limit[1]) < float(ends[2]):
+            assert found.startswith("inconclusive"), measured
+
+
+def targets_of(page):
+    """The rows of the table of targets, in cells."""
+    table = page.partition(f"{TARGETS}\n")[2].partition("\n\n")[0]
+    return [line.strip("| ").split(" | ") for line in table.splitlines()[1:]]
 
 
 def test_the_page_of_the_study_is_made_from_its_records_and_those_of_two_others():
@@ -112,6 +155,37 @@ def test_machines_and_failures_are_listed_once():
     (line,) = machines(rows)
     assert line.startswith("AMD EPYC, 2 cores, Linux x86_64: offramp 0.1.0, python 3.11.7, numpy")
     assert failures(rows) == [("no memory", 1)]
+
+
+def test_verdicts_are_those_of_intervals():
+    rounds = [1.0, 1.02, 0.98, 1.01, 0.99]
+    words = ["met", "inconclusive", "missed"]
+    assert [verdict(rounds, at_most=limit) for limit in (1.1, 1.0, 0.9)] == words
+    assert [verdict(rounds, at_least=limit) for limit in (0.9, 1.0, 1.1)] == words
+    few = [verdict(rounds[:number], at_most=2) for number in (4, 1)]
+    assert few == ["inconclusive (4 rounds)", "inconclusive (1 round)"]
+    row = {"gain": -0.1, "gain_low": -0.6, "gain_high": 0.3, "speed": 2.0, "speed_low": None}
+    assert [verdict_of(row, "gain", at_least=limit) for limit in (-0.7, -0.5, 0.5)] == words
+    assert verdict_of(row, "speed", at_most=3) == "inconclusive" == verdict_of(row, "speed", at_least=1)
+    with pytest.raises(ValueError, match="at_most or at_least"):
+        verdict(rounds)
+    assert [fact(True), fact(False), point(True), point(False)] == ["met", "missed", "met (point)", "missed (point)"]
+
+
+def test_verdicts_of_several_conditions():
+    few = "inconclusive (3 rounds)"
+    assert [joint(each) for each in (["met", "met"], ["met", few], [few, "missed"])] == ["met", few, "missed"]
+    assert [enough(["met", "met", few, "missed"], least) for least in (2, 3, 4)] == ["met", few, "missed"]
+
+
+def test_the_interval_of_a_mean_of_different_data_is_narrower_than_theirs():
+    rows = [{"gain": value, "gain_low": value - 3, "gain_high": value + width} for value, width in ((1.0, 3), (2.0, 4))]
+    assert mean_of(rows, "gain") == pytest.approx({"gain": 1.5, "gain_low": 1.5 - 3 / 2**0.5, "gain_high": 4.0})
+
+
+def test_rivals_are_listed_with_their_versions():
+    rows = [{"rival": name, "versions": {"b": "2", "a": "1"}} for name in ("y", "x", "y")]
+    assert rivals([*rows, {"rival": None}, {"rival": "z"}]) == ["x: a 1, b 2", "y: a 1, b 2"]
 
 
 def a_record(round=0, **figures):

@@ -10,6 +10,7 @@ pages.
     {% endfor %}
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from typing import Any
 
 from offramp.errors import UsageError, import_error, innermost_line, missing, said
 from offramp.measure import median
+from offramp.measure.statistics import FEWEST_SAMPLES, INCONCLUSIVE, MET, MISSED, median_interval
+from offramp.measure.statistics import verdict as by_interval
 from offramp.reporting.tables import NONE, printable
 from offramp.units import mib, ms
 
@@ -159,13 +162,77 @@ def machines(rows: Iterable[Row]) -> list[str]:
     return list(found)
 
 
+def rivals(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the rivals that rows are of, each with the versions of what it ran, once."""
+    found = {
+        f"{row['rival']}: {', '.join(f'{name} {version}' for name, version in sorted(row['versions'].items()))}"
+        for row in rows
+        if row.get("rival") and row.get("versions")
+    }
+    return sorted(found)
+
+
 def failures(rows: Iterable[Row]) -> list[tuple[str, int]]:
     """Return the reasons of jobs that failed, and how many rows each has."""
     return list(Counter(of(rows, "failed")).items())
 
 
+def fact(met: bool) -> str:
+    """Return the verdict on what does not vary between measurements: bits, largest peaks, reads, bounds."""
+    return MET if met else MISSED
+
+
+def point(met: bool) -> str:
+    """Return the verdict on one figure that has no interval, named as such: another measurement may give another."""
+    return f"{fact(met)} (point)"
+
+
+def verdict(rounds: Sequence[float], at_most: float | None = None, at_least: float | None = None) -> str:
+    """Return the verdict on the median of the figures of rounds: `met`, `missed` or `inconclusive`, by its interval.
+
+    It is that of this target alone, not of a table. Too few rounds for an interval are counted.
+    """
+    if len(rounds) < FEWEST_SAMPLES:
+        return f"{INCONCLUSIVE} ({len(rounds)} round{'' if len(rounds) == 1 else 's'})"
+    found = median_interval(rounds)
+    return verdict_of({"it_low": found.low, "it_high": found.high}, "it", at_most, at_least)
+
+
+def verdict_of(row: Row, name: str, at_most: float | None = None, at_least: float | None = None) -> str:
+    """Return the verdict on a name whose interval is known: its ends are called NAME_low and NAME_high."""
+    low, high = (row.get(f"{name}_{end}") for end in ("low", "high"))
+    if at_most is not None:
+        return by_interval(low, high, at_most)
+    if at_least is None:
+        raise ValueError("a verdict needs at_most or at_least")
+    return by_interval(None if high is None else -high, None if low is None else -low, -at_least)
+
+
+def joint(verdicts: Iterable[str]) -> str:
+    """Return the verdict on a target of several conditions: missed if one is, met if all are."""
+    known = list(verdicts)
+    return MISSED if MISSED in known else next((each for each in known if each != MET), MET)
+
+
+def enough(verdicts: Iterable[str], least: int) -> str:
+    """Return the verdict on the number of verdicts that are met."""
+    known = list(verdicts)
+    num_met, num_missed = known.count(MET), known.count(MISSED)
+    if num_met >= least or len(known) - num_missed < least:
+        return fact(num_met >= least)
+    return next(each for each in known if each not in (MET, MISSED))
+
+
+def mean_of(rows: Sequence[Row], name: str) -> Row:
+    """Return the mean of a name over rows of different data, as `interval` takes it: half widths add as squares."""
+    value = mean([row[name] for row in rows])
+    widths = (math.sqrt(sum((row[f"{name}_{end}"] - row[name]) ** 2 for row in rows)) for end in ("low", "high"))
+    below, above = (width / len(rows) for width in widths)
+    return {name: value, f"{name}_low": value - below, f"{name}_high": value + above}
+
+
 def yes(met: bool) -> str:
-    """Return the word of a table for a target that is met, or not."""
+    """Return the word of a table for what holds, or not."""
     return "yes" if met else "**no**"
 
 
@@ -177,7 +244,8 @@ def cells(values: Iterable[Any]) -> str:
 
 
 _FILTERS = (
-    where, of, groups, ratios, inverse, mean, median, spread, gain, interval, machines, failures, mib, ms, yes, cells,
+    where, of, groups, ratios, inverse, mean, median, spread, gain, interval, machines, rivals, failures, mib, ms, yes,
+    cells, fact, point, verdict, verdict_of, joint, enough, mean_of,
 )  # fmt: skip
 FILTERS: dict[str, Callable[..., Any]] = {
     **{each.__name__: each for each in _FILTERS},
