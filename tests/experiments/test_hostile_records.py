@@ -80,6 +80,8 @@ SPOILT = {
     "a deep experiment": lambda record: record.update(experiment=NESTED),
     "a deep environment": lambda record: record["environment"].update(caches={"L1": NESTED}),
     "an environment of nothing": lambda record: record.update(environment={}),
+    "versions that are a list": lambda record: record["run"].update(rival="a", versions=[1]),
+    "deep versions": lambda record: record["run"].update(rival="a", versions={"a": NESTED}),
     "deep inputs": lambda record: record.update(inputs={"data": NESTED, "source": NESTED}),
     "a deep id": lambda record: record.update(id=NESTED, seconds="x"),
     **{

@@ -1,5 +1,6 @@
 """Reports of records: what their tables say, which pictures they have, and that equal records give equal reports."""
 
+import csv
 import functools
 import json
 import random
@@ -16,7 +17,7 @@ import pytest
 from offramp.cli import main
 from offramp.errors import RefusedError, UsageError
 from offramp.experiments import experiment, patience
-from offramp.experiments.comparison import FIGURES
+from offramp.experiments.comparison import FIGURES, paired
 from offramp.experiments.grid import read_recipe
 from offramp.experiments.report import _named_apart, page_of
 from offramp.experiments.report_pictures import classes
@@ -25,7 +26,7 @@ from offramp.experiments.subjects import Group, Subject, best, compared
 from offramp.reporting.forms import WRITE_PAGE
 from offramp.reporting.html_page import to_html
 from offramp.reporting.pictures import Picture
-from offramp.reporting.tables import NONE, Section
+from offramp.reporting.tables import NONE, Section, comma_separated
 from tests.checks.browser import look
 from tests.experiments.studies import ENVIRONMENT, EXITS, MIB, record, study
 
@@ -63,6 +64,38 @@ def test_rows_have_figures_with_intervals_and_paired_ratios(records):
     assert row["× latency"].low <= row["× latency"].value <= row["× latency"].high
     assert row["points"].text[0] in "+-" and row["rounds"].text == "5" and sum(row["latency"].bins) > 250
     assert not any("`" in note for each in page(records).tables for note in each.notes), "pages show it as it is"
+
+
+def test_the_table_as_csv_has_the_effects_that_can_be_detected(records):
+    lines = csv.DictReader(comma_separated(table(page(records))).splitlines())
+    (line,) = [
+        each for each in lines if (each["model"], each["exit"], each["budget"]) == ("runs/bert", "none", str(96 * MIB))
+    ]
+    sides = [[each for each in records if _is_of_bert(each, budget)] for budget in ("resident", 96 * MIB)]
+    found = paired(FIGURES["latency"], *sides)
+    assert float(line["× latency detectable"]) == found.detectable and 0 < found.detectable < 1
+    assert not any("detectable" in name for name in line if "×" not in name and "points" not in name)
+
+
+def _is_of_bert(record, budget):
+    each = record["experiment"]
+    return (each["model"], each["engine"]["exit"], each["engine"]["budget"]) == ("runs/bert", "none", budget)
+
+
+def test_the_versions_of_rivals_are_in_the_environment():
+    about = {"model": ["m"], "task": ["sst2"], "rows": 20, "exit": ["none"]}
+    assert _environment(study(1, budget=["resident"], **about))["rival versions"] == NONE
+    found = study(2, budget=["resident"], **about)
+    for name, versions in (("transformers", {"torch": "2.13.0", "accelerate": "1.15.0"}), ("ctranslate2", {"c": "4"})):
+        rounds = study(2, budget=[None], rival=[name], **about)
+        found += [{**each, "run": {"rival": name, "versions": versions}} for each in rounds]
+    shown = "ctranslate2: c 4; transformers: accelerate 1.15.0, torch 2.13.0"
+    assert _environment(found)["rival versions"] == shown
+    assert shown in to_html(page(found))
+
+
+def _environment(records):
+    return {row.cells[0].text: row.cells[1].text for row in table(page(records), "environment").rows}
 
 
 def test_the_baseline_is_the_resident_one_without_exits_and_comes_first(records):

@@ -111,6 +111,12 @@ def test_csv_holds_numbers_units_and_intervals():
     ]
 
 
+def test_csv_holds_the_smallest_effects_that_can_be_detected():
+    cells = (Cell("1.02×", 1.02, 0.99, 1.05, detectable=0.03), Cell("1.10×", 1.1))
+    text = comma_separated(table_of("t", "t", [Column("× latency")], [[each] for each in cells]))
+    assert text == "× latency,× latency low,× latency high,× latency detectable\n1.02,0.99,1.05,0.03\n1.1,,,\n"
+
+
 @pytest.mark.parametrize("form", WRITE_PAGE)
 def test_hostile_texts_stay_texts(form):
     page = Page(HOSTILE, (), (Section(HOSTILE, (HOSTILE,), (a_table(HOSTILE),)),))

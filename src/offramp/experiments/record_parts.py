@@ -70,6 +70,8 @@ class _Run:
     """Results of the run."""
 
     budget_bytes: Scalar = None
+    rival: str | None = None
+    versions: dict[str, Scalar] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from offramp.experiments.subjects import (
 )
 from offramp.measure.statistics import FEWEST_SAMPLES, Comparison
 from offramp.policies.own import python_files
+from offramp.reporting.pages import rivals
 from offramp.reporting.tables import NONE, Cell, Column, Page, Row, Section, Table, table_of
 from offramp.units import format_duration, format_size
 
@@ -258,7 +259,7 @@ def _against_baseline(group: Group, figure: Figure, subject: Subject) -> Cell:
     form: Callable[[float], str] = (lambda x: f"{x:+.1f}") if figure.name == "score" else (lambda x: f"{x:.2f}")
     detail = _interval(form, found)
     sign = "" if figure.name == "score" else "×"
-    return Cell(form(found.value) + sign, found.value, found.low, found.high, detail)
+    return Cell(form(found.value) + sign, found.value, found.low, found.high, detail, detectable=found.detectable)
 
 
 def _command(subject: Subject, varied: Sequence[str]) -> str:
@@ -364,6 +365,7 @@ _CHANGING: dict[str, Callable[[Sequence[Record]], str | None]] = {
     "frequency": _range("frequency_khz", lambda value: f"{value / 1e6:.2f} GHz"),
     "times throttled": _range("throttle_count", str),
     "commit": _commits,
+    "rival versions": lambda records: "; ".join(rivals(record.get("run") or {} for record in records)) or None,
     "records": lambda records: str(len(records)),
     "time of a job": lambda records: _spread(
         [record["seconds"] for record in records if "seconds" in record], format_duration
@@ -384,7 +386,8 @@ def _definitions(groups: Sequence[Group]) -> Section:
     text = (
         "Each round of an experiment is a process of its own, which measures itself after two passes to warm up; rounds"
         " of different experiments alternate. Intervals are percentile bootstraps, corrected for few rounds"
-        " (offramp.measure.statistics)."
+        " (offramp.measure.statistics). Beside each paired comparison, the table as CSV has the smallest deviation from"
+        " equality that this number of samples finds in 80 % of studies (detectable)."
     )
     columns = [Column("figure", is_text=True), Column("definition", is_text=True)]
     return Section("How each figure was measured", (text,), (table_of("definitions", "Figures", columns, rows),))

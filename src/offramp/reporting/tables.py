@@ -49,6 +49,8 @@ class Cell:
     """True: the best of its column, by a significant difference. It is printed in bold."""
     bins: tuple[int, ...] = ()
     """Histogram of the raw samples, which a page draws beside the text."""
+    detectable: float | None = None
+    """Smallest deviation from equality that this number of samples finds in 80 % of studies; of a paired comparison."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,15 @@ def to_csv(page: Page) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Return a table as CSV: values without rounding, in the unit that the heading names, and columns of intervals."""
+    """Return a table as CSV: values without rounding, in the unit that the heading names, and columns of intervals and
+    of the smallest effects that can be detected.
+    """
     head, cells = [], []
     for index, column in enumerate(table.columns):
         below = [row.cells[index] for row in table.rows]
         head.append(f"{column.title} ({column.unit})" if column.unit else column.title)
         cells.append([_plain(cell) for cell in below])
-        for end in ("low", "high"):
+        for end in ("low", "high", "detectable"):
             if any(getattr(cell, end) is not None for cell in below):
                 head.append(f"{column.title} {end}")
                 cells.append(["" if (value := getattr(cell, end)) is None else repr(value) for cell in below])
