@@ -24,7 +24,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from typing import Any
 
 _LONGEST_PART = 1000
 """Longest part of a message in characters; longer parts are shortened in the middle. Valid paths and remedies are
@@ -35,7 +34,7 @@ class OfframpError(Exception):
     """Base class of all errors of offramp. `where` and `remedy` follow `what` in the message."""
 
     exit_code = 1
-    environment: dict[str, Any] | None = None
+    environment: dict[str, object] | None = None
     """Machine and conditions of the worker process that raised it; None: this process, or unknown."""
 
     def __init__(self, what: str, where: object = None, remedy: str | None = None) -> None:

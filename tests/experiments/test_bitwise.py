@@ -54,7 +54,7 @@ def test_records_of_a_sweep_make_the_page_of_any_model(models, in_process, tmp_p
     assert failed["identical"].text == NONE and "does not take the example inputs" in failed["failure"].text
     assert "× module latency" in to_html(report) and not any(each.name.startswith("results") for each in report.tables)
     page = page_from(TEMPLATE, [wrong, good])
-    assert "| 1 of 2: 50.0 % | **no** |" in page and "| decoder | 2 | 1 | 1.00x |" in page
+    assert "| 1 of 2: 50.0 % | **missed** |" in page and "| decoder | 2 | 1 | 1.00x |" in page
     assert "- wrong: a GPT2LMHeadModel does not take the example inputs" in page and "accelerate" not in page
 
 
