@@ -180,6 +180,12 @@ def by_the_mean(rows, epsilon, delta, method):
     return max((index for index, loss_N in enumerate(rows) if loss_N.mean() <= epsilon), default=-1)
 
 
+def test_exits_of_a_deep_model_are_counted(tmp_path):
+    repeated = make_transcript(tmp_path, num=40, logits=lambda logits_KNC: np.repeat(logits_KNC[-1:], 300, axis=0))
+    found = Trials(repeated, make_profile(300)).rule(parse("stage:299"))
+    assert (found.exit_N == 299).all() and found.mean_exit == 299
+
+
 @pytest.mark.parametrize(("certifier", "holds"), [(certify, True), (by_the_mean, False)])
 def test_certified_policies_keep_their_promise_on_the_whole_population(tmp_path, monkeypatch, certifier, holds):
     """Sets drawn with replacement, all of `tune` from front to file; a certifier that ignores chance is caught."""

@@ -76,7 +76,7 @@ class Candidate:
     mean_exit: float
     bytes_read: float
     exit_N: np.ndarray
-    """Exit of each sample in the cross-validated score, uint8."""
+    """Exit of each sample in the cross-validated score, uint16: a store has up to 4,096 exits."""
 
     def row(self) -> dict[str, Any]:
         """Return the facts for tables and files."""
@@ -202,7 +202,7 @@ class Trials:
         seconds = float(seconds_N.mean()) + deciding + more_seconds
         value = score(self.metrics, self.truth_N, answer_at(self.logits_KNC, scored_N))["score"]
         bytes_read = float(np.array(self.profile.bytes_read)[exit_N - 1].mean()) + more_bytes
-        mean_exit, exits_N = float(exit_N.mean()), scored_N.astype(np.uint8)
+        mean_exit, exits_N = float(exit_N.mean()), scored_N.astype(np.uint16)
         return Candidate(policy, family, value, self.full - value, seconds, mean_exit, bytes_read, exits_N)
 
     def best_use_of(self, evaluated: Sequence[Candidate], seconds: float, log: Log) -> Candidate:
