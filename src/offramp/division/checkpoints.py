@@ -213,7 +213,7 @@ def _is_float(weight: Weight) -> bool:
 
 def _renamed(module: nn.Module, source: Source) -> dict[str, str] | None:
     """Return name in the module -> name in the checkpoint, or None where one weight is made from several tensors."""
-    from transformers import core_model_loading as loading
+    import transformers.core_model_loading as loading
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     transforms = get_model_conversion_mapping(module)  # type: ignore[arg-type]
