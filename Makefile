@@ -26,7 +26,7 @@ demo: $(VENV)/.demo            ## train exits on text, divide, run under a budge
 	$(BIN)/offramp demo --out demo-out
 
 test: $(VENV)/.test            ## run the tests that CI runs: all but the slow ones
-	$(PARALLEL) -m "not slow and not alone"
+	OFFRAMP_TESTS=sample $(PARALLEL) -m "not slow and not alone"
 	$(PYTEST) -m "not slow and alone"
 
 test-all: $(VENV)/.test        ## run all tests

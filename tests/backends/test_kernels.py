@@ -25,6 +25,7 @@ from tests.backends.narrow import narrow_program
 from tests.backends.oracle import OracleGraph
 from tests.division.tiny import config_of, entries_of
 from tests.golden.common import STORES
+from tests.selection import examples
 
 CONFIGS = [
     *(config_of(model_type) for model_type in ("bert", "distilbert", "roberta", "xlm-roberta", "electra")),
@@ -100,7 +101,7 @@ NODE = st.tuples(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.text(), st.dictionaries(st.text(), AXES, max_size=3), st.lists(CONSTANTS, max_size=3), st.lists(NODE), AXES)
 def test_any_graph_has_the_bytes_of_the_package_onnx(name, inputs, constants, nodes, shape):
     found = []

@@ -30,6 +30,7 @@ from offramp.store import Store
 from tests.backends.driver import BACKENDS, begin, mask_of, opened, run
 from tests.backends.narrow import narrowed, read_tensor, widened, write_rewritten
 from tests.backends.test_numpy import UFUNC_BYTES
+from tests.selection import examples
 
 RAGGED = [4, 1, 2]
 ZERO_POINTS = (DEFAULTS["zero_point"], LOW_ZERO_POINT)
@@ -142,7 +143,7 @@ def test_a_layer_is_near_its_formula(pair, name, num_inputs, num_outputs, magnit
     assert (np.abs(found - (x_TK.astype(np.float64) @ widened(weight_NK).T + bias_N)) <= bound_TN).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     st.integers(1, 5), st.sampled_from([1, 2, 8, 64]), st.integers(1, 3), st.integers(0, 4),
     st.sampled_from(ZERO_POINTS), st.integers(0, 1 << 30),

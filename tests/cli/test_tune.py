@@ -23,8 +23,7 @@ from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
 TIGHT = ("--max-length", 16)
 
 
-@pytest.fixture
-def short_profiles(monkeypatch):
+def shorten_profiles(monkeypatch):
     """Measure profiles here and in fewer rounds: a process of its own takes ten seconds.
 
     What a profile says is looked at in tests/runtime/test_profile.py.
@@ -32,6 +31,11 @@ def short_profiles(monkeypatch):
     monkeypatch.setattr(profiler, "NUM_ROUNDS", 3)
     monkeypatch.setattr(worker, "_log", str)
     monkeypatch.setattr(children, "run_worker", lambda job, log: json.loads(json.dumps(worker._RUN[job.job](job))))
+
+
+@pytest.fixture
+def short_profiles(monkeypatch):
+    shorten_profiles(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,9 @@ def made(tmp_path_factory):
     call(folder, "divide", "run", "store")
     eval_words = ("--train", "mine.tsv", "--split", "tune,certify,dev", "--transcript", "transcripts")
     call(folder, "eval", "store", *eval_words)
-    call(folder, "profile", "store", "--out", "profile.json", *TIGHT)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shorten_profiles(monkeypatch)
+        call(folder, "profile", "store", "--out", "profile.json", *TIGHT)
     return folder
 
 
@@ -92,7 +98,7 @@ def test_a_policy_for_a_latency_is_found_told_and_run(run, tune, made, tmp_path)
         assert classifier.record()["exit"] == done.lines[-1]["record"]["exit"]
 
 
-def test_a_budget_that_is_too_small_has_no_known_latencies(run, refused, made, tmp_path):
+def test_a_budget_that_is_too_small_has_no_known_latencies(short_profiles, run, refused, made, tmp_path):
     """The latencies of a plan of all weights were recalled for it, and a policy was written that no run accepts."""
     words = ("tune", made / "store", "--transcript", made / "transcripts", "--latency", "1s", "--out", tmp_path / "p")
     assert run(*words).code == 0
@@ -315,7 +321,7 @@ def test_a_profile_tells_the_guard_what_to_expect(refused, run, made, tmp_path):
     refused(2, "no such device profile", *words, "--deadline", "10s", "--profile", tmp_path / "none.json")
 
 
-def test_a_profile_holds_for_its_budget_whatever_the_lengths(run, refused, made, tmp_path):
+def test_a_profile_holds_for_its_budget_whatever_the_lengths(short_profiles, run, refused, made, tmp_path):
     """A plan for shorter texts keeps more than the one that was profiled under the same budget."""
     budget, profile = ("--budget", "4GiB"), tmp_path / "profile.json"
     assert run("profile", made / "store", "--out", profile, *budget, *TIGHT).code == 0

@@ -12,6 +12,7 @@ from offramp.division import cutting
 from offramp.division.cutting import Graph, Node, cut, has_hidden
 from offramp.errors import StageError
 from offramp.program.program import Call, Input, LookUp, Module, Output, Part, Program, Texts, Value, can_carry_exit
+from tests.selection import examples
 
 OPERATIONS = {
     "aten.add": add,
@@ -222,7 +223,7 @@ def graphs(draw):
     return graph_of(nodes, outputs), program_of([f"m{i}" for i in range(1, num_stages)])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(graphs(), st.integers(-50, 50))
 def test_the_pieces_one_after_the_other_are_the_whole(made, x):
     graph, program = made

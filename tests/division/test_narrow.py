@@ -19,6 +19,7 @@ from offramp.errors import DamagedError, SourceError, StageError
 from offramp.program.narrow import LARGEST_PAIR, LARGEST_WEIGHT, hadamard, rotation_of
 from offramp.store import Store, verify
 from tests.division.tiny import CONFIGS, config_of, write_model, write_sharded
+from tests.selection import examples
 from tests.store.small import problems, read, refused, reprogrammed
 
 PREFIX = "offramp-int8."
@@ -102,7 +103,7 @@ def pair_sums_of_floats(weight_OI):
     return np.add.reduceat(np.abs(weight_OI.T), range(0, weight_OI.shape[1], 2), axis=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.integers(1, 9), st.integers(1, 40), st.sampled_from([1e-44, 1e-39, 1e-3, 1.0, 1e33]), st.integers(0, 1 << 30),
     st.sampled_from([1, 2, 4]), st.integers(0, 5),

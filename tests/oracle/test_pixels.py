@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor
 
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import _FAMILIES, _PROCESSORS, FILE_NAME
+from tests.selection import examples
 
 SIZES = [(1, 1), (31, 47), (224, 224), (97, 256), (300, 223), (513, 61)]
 """Height and width."""
@@ -194,7 +195,7 @@ def test_images_of_all_modes_become_rgb(tmp_path, name, white):
     require_equal(tmp_path, save(tmp_path, image, name, **options))
 
 
-@settings(deadline=None, database=None, max_examples=60)
+@settings(deadline=None, database=None, max_examples=examples(60))
 @given(
     height=st.integers(1, 80),
     width=st.integers(1, 80),

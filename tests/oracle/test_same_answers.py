@@ -12,10 +12,11 @@ from offramp.runtime.run_plan import choose_reads
 from offramp.store import Store
 from tests.oracle.tiny import BACKENDS, Case, Way, logits, make_batch, run, streamed_shards
 from tests.rounding import PERMUTED_TOLERANCE
+from tests.selection import examples
 
 CASE = Case("roberta")
 quick = settings(
-    deadline=None, max_examples=20, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=examples(20), database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -25,10 +25,11 @@ from offramp.policies import (
     StopAt,
     Votes,
 )
+from tests.selection import examples
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
-quick = settings(deadline=None, max_examples=150, database=None)
+quick = settings(deadline=None, max_examples=examples(150), database=None)
 
 
 def exits_of(policy, logits_KBC, problem=SINGLE, first=None):

@@ -15,6 +15,7 @@ from offramp.program.consistency import MAX_TEMPLATE_KERNELS, check_program
 from offramp.program.encoder import MAX_SIZE, Encoder, misfit, wrong_attributes
 from offramp.program.program import Kernel, Program, Value, plain
 from tests.program.test_encoder import ENCODER, HEADLESS, program_and_tensors
+from tests.selection import examples
 
 WIDE = dataclasses.replace(ENCODER, hidden_size=96, embedding_size=96, num_heads=6, intermediate_size=200)
 BLOCK = 16 << 10
@@ -41,7 +42,7 @@ ENCODERS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(ENCODERS, st.integers(1000, 200_000), st.booleans())
 def test_any_encoder_is_cut_into_a_sound_program(encoder, block_bytes, narrow):
     made, blocked, tensors = cut(encoder, block_bytes, narrow)
@@ -74,7 +75,7 @@ def output_axis(name, tensors):
     return int(tensors[name][0] == "I8" or name.endswith(".exact"))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(ENCODERS, st.integers(1000, 200_000))
 def test_no_block_is_larger_than_it_may_be_unless_it_is_the_smallest(encoder, block_bytes):
     made, blocked, _ = cut(encoder, block_bytes)

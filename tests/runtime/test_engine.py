@@ -11,10 +11,11 @@ from offramp.errors import NonFiniteError, StoreError, UsageError
 from offramp.runtime.guard import NO_DEADLINE, DeadlineGuard
 from offramp.runtime.run_plan import choose_reads
 from tests.runtime.driver import answers, batches, encode, expected
+from tests.selection import examples
 from tests.toy import Toy, layer_shards, open_engine, token_batch
 
 quick = settings(
-    deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=examples(60), database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 policies = st.sampled_from(
     [

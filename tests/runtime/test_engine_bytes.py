@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from offramp.errors import DamagedError
 from offramp.runtime.gate import MIN_OBSERVATIONS
 from tests.runtime.driver import answers, batches, encode, eventually, expected
+from tests.selection import examples
 from tests.toy import Toy, ToyBackend, layer_shards, open_engine
 
 quick = settings(
-    deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=examples(60), database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 NUM_LAYERS = 5
 

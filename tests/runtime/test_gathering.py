@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from offramp.runtime.gate import ExitStatistics, Gathering
 from offramp.runtime.guard import DeadlineGuard
 from tests.runtime.driver import answers, batches, encode, expected
+from tests.selection import examples
 from tests.toy import Toy, ToyBackend, layer_shards, open_engine
 
 quick = settings(
-    deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=examples(60), database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 POLICIES = ["patience:1", "votes:2", "confidence:0.7", "from:2>entropy:0.6", "margin:0.3|patience:2", "stage:3"]
 ROWS = ["abc", "defghijkl", "", "kkkkkkkkkkkk", "lb", "abcdef"]

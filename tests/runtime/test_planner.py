@@ -22,8 +22,9 @@ from offramp.runtime.planner import (
     pass_seconds,
     too_small,
 )
+from tests.selection import examples
 
-quick = settings(deadline=None, max_examples=50, database=None)
+quick = settings(deadline=None, max_examples=examples(50), database=None)
 BASE = Memory(base_bytes=1000 * 4096, activation_bytes=10 * 4096)
 costs = st.floats(0.05, 2.0)
 
@@ -82,7 +83,7 @@ def budgets(items):
     return st.integers(BASE.base_bytes, BASE.base_bytes + 10 * 4096 + sum(sizes_of(items).values()) + 4096)
 
 
-@settings(quick, max_examples=150)
+@settings(quick, max_examples=examples(150))
 @given(st.data(), problems(), st.integers(1, 2))
 def test_no_set_of_residents_is_faster(data, items, min_slots):
     memory = replace(

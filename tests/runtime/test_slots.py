@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from offramp.measure import read_memory
 from offramp.runtime.slots import AHEAD, Arena, EqualSlots, Slot, assign_offsets, huge_slot, max_buffer_bytes, new_pages
 from offramp.store.pages import HUGE_BYTES
+from tests.selection import examples
 
 PAGE = 4096
 
@@ -279,7 +280,7 @@ def modules(draw):
     return stages, {name: PAGE * draw(st.integers(1, 5)) for shards in stages for name in shards}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(modules(), st.integers(0, 20))
 def test_shards_of_a_stage_lie_apart_and_inside(module, more):
     stages, sizes = module
@@ -291,7 +292,7 @@ def test_shards_of_a_stage_lie_apart_and_inside(module, more):
         assert not any(overlap(one, other) for i, one in enumerate(there) for other in there[:i])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(modules(), st.integers(0, 12))
 def test_every_stage_can_be_had_in_a_room_that_holds_the_largest(module, more):
     """Whatever is left over of the stage before, in the order in which a ring asks."""
@@ -313,7 +314,7 @@ def test_every_stage_can_be_had_in_a_room_that_holds_the_largest(module, more):
     assert pool.num_bytes <= limit
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data(), st.integers(35, 80))
 def test_whatever_comes_and_goes_the_limit_holds_and_no_byte_has_two_users(data, limit_bytes):
     pool, used, lost = arena(limit_bytes), {}, []

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from offramp.errors import BudgetError
 from offramp.runtime.weight_plan import plan_weights, reading_order, slice_bytes, smallest_bytes
 from offramp.units import named_size
+from tests.selection import examples
 
 NAMES = "abcdefgh"
 names = st.sampled_from(NAMES)
@@ -33,7 +34,7 @@ def two_stages(stages, of, plan):
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(stages, sizes, some, some, extra)
 def test_what_stays_and_what_the_largest_stage_streams_fit_in_the_limit(stages, sizes, pinned, sliceable, extra):
     limit = smallest_bytes(stages, sizes, pinned, sliceable) + extra
@@ -45,7 +46,7 @@ def test_what_stays_and_what_the_largest_stage_streams_fit_in_the_limit(stages, 
     assert plan.slice_bytes == slice_bytes(plan.sliced, sizes)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(stages, sizes, some, extra)
 def test_nothing_is_kept_at_the_cost_of_reading_ahead(stages, sizes, pinned, extra):
     """Beyond what must stay, a shard stays where two stages still fit, or where all do."""
@@ -53,7 +54,7 @@ def test_nothing_is_kept_at_the_cost_of_reading_ahead(stages, sizes, pinned, ext
     assert plan.residents <= pinned or two_stages(stages, sizes, plan) <= plan.pool_bytes
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(stages, sizes, some, extra)
 def test_no_other_shard_could_stay_as_well(stages, sizes, pinned, extra):
     plan = plan_weights(stages, sizes, pinned, smallest_bytes(stages, sizes, pinned) + extra)
@@ -63,7 +64,7 @@ def test_no_other_shard_could_stay_as_well(stages, sizes, pinned, extra):
         assert plan.resident_bytes + sizes[shard] + streamed > plan.resident_bytes + plan.pool_bytes
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(stages, sizes, some, some)
 def test_the_number_in_a_budget_error_is_the_smallest_limit_that_works(stages, sizes, pinned, sliceable):
     smallest = smallest_bytes(stages, sizes, pinned, sliceable)
@@ -89,7 +90,7 @@ def test_a_budget_error_names_what_a_stage_needs_beside_its_own_weights():
         plan_weights(["a", "b"], {"a": 1 << 20, "b": 2 << 20}, "a", 2 << 20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(stages, st.integers(1, 40), some, extra, extra)
 def test_of_equal_shards_more_memory_never_keeps_fewer(stages, size, pinned, extra, more):
     sizes = dict.fromkeys(NAMES, size)
@@ -98,7 +99,7 @@ def test_of_equal_shards_more_memory_never_keeps_fewer(stages, size, pinned, ext
     assert plan_weights(stages, sizes, pinned, smallest + extra + more).resident_bytes >= less.resident_bytes
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(stages, sizes, some, some, extra)
 def test_nothing_is_sliced_where_the_whole_fits_and_only_what_may_be(stages, sizes, pinned, sliceable, extra):
     limit = smallest_bytes(stages, sizes, pinned, sliceable) + extra
@@ -141,7 +142,7 @@ def test_a_stage_reads_what_the_stage_before_has_not_left_there(stages):
         there = shards
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.permutations(NAMES), stages, sizes, some, extra)
 def test_the_plan_does_not_hang_on_the_order_of_a_set(order, stages, sizes, pinned, extra):
     limit = smallest_bytes(stages, sizes, pinned, NAMES) + extra

@@ -37,6 +37,7 @@ from tests.forked import in_child
 from tests.leases import TOUCH, start
 from tests.page_cache import held
 from tests.runtime.driver import expected
+from tests.selection import examples
 from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier, token_batch, write_toy
 
 LARGE = Toy(padding_bytes=3 << 20)
@@ -159,7 +160,9 @@ def test_multi_label_names_all_that_are_more_likely_than_not(shelf):
     assert {len(result.labels) for result in results} == {2, 3}
 
 
-@settings(deadline=None, max_examples=25, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=examples(25), database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), policy=st.sampled_from(["none", "patience:1"]), num_rows=st.integers(1, 3))
 def test_no_budget_changes_an_answer_and_none_is_exceeded(shelf, fixed_memory, monkeypatch, data, policy, num_rows):
     store = shelf.open(LARGE)

@@ -15,6 +15,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.session.outputs import FORMATS, require_library, write_results
 from offramp.session.results import Result
 from offramp.tasks.tables import read_table
+from tests.selection import examples
 
 ONE = Result("film", 0.75, 2, 2, 4096)
 MODELS = {
@@ -77,7 +78,9 @@ def test_there_is_a_row_for_each_input_with_what_applies_to_the_model(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
 
-@settings(deadline=None, max_examples=30, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=examples(30), database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(rows=st.lists(st.tuples(st.text(), st.text(), st.floats(0, 1)), min_size=1, max_size=5))
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_any_text_label_and_score_is_read_back(tmp_path, suffix, rows):

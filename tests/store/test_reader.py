@@ -22,6 +22,7 @@ from offramp.store import Store, Tensor
 from offramp.store.manifest import BLOCK_BYTES, Graph, all_files
 from offramp.store.memory import cache_folder
 from offramp.store.reader import READ_CHUNK_BYTES, ROWS_AT_ONCE, load_tensors, tensor_view
+from tests.selection import examples
 from tests.store.small import (
     HIDDEN,
     SHARDS,
@@ -293,7 +294,7 @@ def test_the_files_of_a_store_that_is_not_closed_are_closed_with_it(pristine):
 ROWS = st.lists(st.integers(0, VOCABULARY - 1), max_size=40)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(ROWS)
 def test_gathered_rows_are_those_of_the_table(pristine, rows):
     with Store(pristine) as store:
@@ -317,7 +318,7 @@ def test_gathering_takes_little_memory_beside_its_result(pristine, rows):
     assert rows_NW.nbytes <= peak_bytes <= rows_NW.nbytes + 2 * ROWS_AT_ONCE * 4 * HIDDEN + numbers
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(ROWS, ROWS)
 def test_only_touched_blocks_are_read_and_each_once(pristine, first, second):
     """64 bytes a row; data begin at 4096, so that block k holds the rows from 1024 k - 64 on."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from offramp.program.checks import WrongError
 from offramp.store import repeats
 from offramp.store.repeats import compress, expand
+from tests.selection import examples
 
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(-(10**18), 10**18), st.floats(allow_nan=False, allow_infinity=False),
@@ -38,14 +39,14 @@ def contains_repeat(tree):
     return is_repeat(tree) or any(contains_repeat(each) for each in inner)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(TREES)
 def test_any_tree_comes_back(tree):
     if not contains_repeat(tree):
         assert expand(compress(tree), "program") == tree
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(TREES, min_size=1, max_size=3), st.integers(0, 10**6), st.integers(0, 1000), st.integers(3, 20),
     st.integers(0, 4),

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from offramp.program.program import Call, Part, Value
 from offramp.streaming.stages import FEW_STAGES, Op, plan_stages
+from tests.selection import examples
 from tests.streaming.traces import VALUE_BYTES, WEIGHTS, Tracer, sizes, trace, traces
 
 SIZES = sizes(WEIGHTS)
@@ -80,7 +81,7 @@ def test_a_value_that_is_written_again_is_the_same_value():
     assert tracer.done(value).live.at(2) == [value]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(traces)
 def test_bytes_that_live_are_those_of_the_values_that_live(run):
     for op in range(len(run.ops) + 1):
@@ -96,7 +97,7 @@ def test_bytes_that_live_are_those_of_the_values_that_live(run):
     assert run.live.most_bytes == max(beside, default=0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(traces)
 def test_places_go_forward_and_each_begins_a_call_of_its_own(run):
     assert all(one.start < other.start for one, other in zip(run.places, run.places[1:], strict=False))
@@ -175,7 +176,7 @@ def staged(plan, run):
 plans = st.tuples(traces, st.sampled_from([None, 1, 10, 25, 60, 10_000]), st.sampled_from([1, 12, 1 << 20]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(plans)
 def test_stages_cover_all_operations_and_have_the_weights_that_these_touch(case):
     run, stage_bytes, table_bytes = case
@@ -189,7 +190,7 @@ def test_stages_cover_all_operations_and_have_the_weights_that_these_touch(case)
         assert len({*stage.uses, *stage.tables}) == len(stage.uses) + len(stage.tables)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(plans)
 def test_no_stage_needs_more_than_it_may_unless_it_cannot_be_cut(case):
     run, stage_bytes, table_bytes = case
@@ -201,7 +202,7 @@ def test_no_stage_needs_more_than_it_may_unless_it_cannot_be_cut(case):
         assert SIZES.of(needed) <= plan.stage_bytes or not places & set(range(ends[i] + 1, ends[i + 1]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(plans)
 def test_each_weight_is_touched_adopted_or_unused_and_a_table_only_looked_up(case):
     run, stage_bytes, table_bytes = case
@@ -216,7 +217,7 @@ def test_each_weight_is_touched_adopted_or_unused_and_a_table_only_looked_up(cas
     assert not tables & {name for stage in plan.stages for name in stage.uses}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(plans)
 def test_equal_runs_give_equal_stages(case):
     traced, stage_bytes, table_bytes = case

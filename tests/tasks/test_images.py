@@ -13,6 +13,7 @@ from offramp.errors import UsageError
 from offramp.tasks import DataSpec, images, load
 from offramp.tasks.examples import Example, digest
 from offramp.tasks.images import Image
+from tests.selection import examples
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "vision"
 """Beside the checkout where it lies there."""
@@ -98,7 +99,7 @@ def test_a_class_of_dev_that_train_lacks_is_named(tmp_path):
         load_images(None, dev, labels=list(map(str, range(1000))))
 
 
-@settings(deadline=None, database=None, max_examples=25)
+@settings(deadline=None, database=None, max_examples=examples(25))
 @given(
     copies=st.dictionaries(st.sampled_from(sorted(SMALL)), st.sampled_from(sorted(SMALL)), max_size=30),
     seed=st.integers(0, 3),

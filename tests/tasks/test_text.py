@@ -19,6 +19,7 @@ from offramp.tasks import TextEncoder, has_tokenizer, token_batch
 from offramp.tasks.text import COPIES
 from offramp.tasks.tokenizer import tokenizer_length
 from offramp.tasks.tokenizer_settings import SETTINGS
+from tests.selection import examples
 
 pytest.importorskip("tokenizers")
 
@@ -247,7 +248,7 @@ def test_the_config_of_a_generic_class_does_not_override_tokenizer_json(auto, tm
 SPACED = st.lists(st.sampled_from([*WORDS, "Café", "I'll", "2005", "£600m", "ﬁne", "e\u0301", "  ", "\u3000", "[SEP]"]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(first=st.text() | SPACED.map(" ".join), second=st.text(max_size=40) | SPACED.map(" ".join))
 @example(first="", second="")
 def test_a_real_tokenizer_gives_what_transformers_gives(real, first, second):
@@ -263,7 +264,7 @@ def tiny(auto, tmp_path_factory):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(num_first=st.integers(0, 40), num_second=st.integers(0, 40), max_length=st.integers(5, 32))
 def test_texts_are_cut_as_transformers_cuts_them(tiny, side, num_first, num_second, max_length):
     folder, theirs = tiny

@@ -23,6 +23,7 @@ from offramp.tasks import lines
 from offramp.tasks.columns import has_spaced_fields
 from offramp.tasks.lines import MAX_TEXT_BYTES
 from offramp.tasks.tables import Layout, read_table, read_texts
+from tests.selection import examples
 
 
 @pytest.fixture
@@ -467,7 +468,7 @@ for mark, _ in (*lines._PACKED, *lines._ARCHIVES, *lines._BINARY):
     BEGINNINGS.append(re.findall(rb"^[ -~]*", mark)[0].decode())
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.sampled_from(sorted(set(BEGINNINGS))), st.text("abc 1.-é", min_size=1).filter(str.strip))
 @example("FEA1", " model of a bridge")
 @example("%PDF-", "files are documents")

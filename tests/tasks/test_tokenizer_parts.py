@@ -18,6 +18,7 @@ from offramp.tasks.model_files import files_of
 from offramp.tasks.regexes import require_bounded
 from offramp.tasks.text import TextEncoder
 from offramp.tasks.tokenizer_parts import MAX_ADDED, MAX_GROWTH, MAX_PARTS, growth_of
+from tests.selection import examples
 from tests.tasks.test_text import QUIET, encoder
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -279,7 +280,7 @@ GROWING = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(GROWING, max_size=5), st.text("ab é中", min_size=1, max_size=12))
 def test_no_text_grows_by_more_than_is_computed(parts, text):
     tree = several("normalizer", *parts)
@@ -308,7 +309,7 @@ def test_patterns_that_may_take_for_ever_are_refused(pattern):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # Python's `re` means to read `[1--]` in another way later
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.text("ab()[]|*+?{}1,\\^-", max_size=14))
 def test_a_pattern_that_is_allowed_takes_little_time(pattern):
     """Python backtracks as the library does. Of 26 letters, a pattern like `(a+)+b` tries 2^26 ways, some seconds."""
