@@ -4,11 +4,13 @@
 
 A slow test is either a parameter of a test whose other parameters CI runs (`SAMPLED`), or has a representative that CI
 runs and that fails when the same law is broken (`REPRESENTED`). Both tables are checked when tests are collected: every
-entry must match a test, and what CI keeps must not be slow. Names are `file::test`, without folder and `.py`.
+entry must match a test, and what CI keeps must not be slow. Names are `file::test`, without folder and `.py`; `*`: all
+tests of a file.
 """
 
-import fnmatch
 import os
+import sys
+from collections import defaultdict
 
 import pytest
 
@@ -187,6 +189,9 @@ REPRESENTED = {
 }
 """Slow test -> the test that stands for its law in CI."""
 
+DEVICE = ("test_verbs",)
+"""Files whose tests CI runs in the environment of a device alone: verbs that tests/cli runs in this one."""
+
 ALONE = (
     "test_guard::test_a_disk_that_becomes_slow_leads_to_earlier_exits",
     "test_process::test_the_measured_peak_stays_within_the_prediction_and_the_budget",
@@ -225,8 +230,9 @@ def select(items, is_whole):
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     names = {item: f"{item.path.stem}::{getattr(item, 'originalname', item.name)}" for item in items}
     for item, name in names.items():
-        kept = [keep for pattern, keep in SAMPLED.items() if fnmatch.fnmatchcase(name, pattern)]
-        if name in REPRESENTED or not all(_is_kept(item, keep) for keep in kept):
+        kept = [SAMPLED[pattern] for pattern in (name, f"{item.path.stem}::*") if pattern in SAMPLED]
+        is_elsewhere = item.path.stem in DEVICE and sys.version_info >= (3, 10)
+        if is_elsewhere or name in REPRESENTED or not all(_is_kept(item, keep) for keep in kept):
             item.add_marker(pytest.mark.slow)
         if name in ALONE:
             item.add_marker(pytest.mark.alone)
@@ -246,12 +252,15 @@ def _has_parameter(item, part):
 
 def _stale(names):
     fast = {name for item, name in names.items() if not item.get_closest_marker("slow")}
+    items_of = defaultdict(list)
+    for item, name in names.items():
+        items_of[name].append(item)
+        items_of[f"{item.path.stem}::*"].append(item)
     for name in (*SAMPLED, *REPRESENTED, *ALONE):
-        if not fnmatch.filter(names.values(), name):
+        if name not in items_of:
             yield f"no test is named {name}"
     for pattern, keep in SAMPLED.items():
-        matched = [item for item, name in names.items() if fnmatch.fnmatchcase(name, pattern)]
-        kept = {part for item in matched for part in keep if _has_parameter(item, part)}
+        kept = {part for item in items_of[pattern] for part in keep if _has_parameter(item, part)}
         yield from (f"no parameter of {pattern} is {part}" for part in keep if part not in kept)
     for name in REPRESENTED.values():
         if name not in fast:
