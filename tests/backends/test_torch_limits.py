@@ -467,6 +467,28 @@ def test_sizes_that_depend_on_data_are_checked_at_each_run(monkeypatch):
         assert not graph._known
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_most_that_a_graph_takes_at_once_is_noted(times):
+    """A copy and two sums of it live at once; the copy ends before the third sum is made."""
+    calls = [("aten.clone.default", v("r0")), *[("aten.add.Tensor", v("n0"), 1)] * 2]
+    calls.append(("aten.add.Tensor", v("n1"), v("n2")))
+    graph, noted = bounded(*calls), []
+    for _ in range(times):
+        made = allowance()
+        with torch.inference_mode():
+            graph([X, W.clone()], made)
+        noted.append(made.most_bytes)
+    assert noted == [3 * X.nbytes] * times
+
+
+def test_bytes_that_depend_on_data_are_not_known(monkeypatch):
+    monkeypatch.setattr(torch_limits, "depends_on_data", lambda *_: True)
+    made = allowance()
+    with torch.inference_mode():
+        bounded(("aten.clone.default", v("r0")))([X, W.clone()], made)
+    assert made.most_bytes == float("inf")
+
+
 def test_entries_have_reasons_and_name_things_as_they_are_checked():
     kinds = {"ScalarType": "dtype", "MemoryFormat": "memory_format", "Layout": "layout", "Device": "device"}
     for target, operation in OPERATIONS.items():

@@ -87,6 +87,7 @@ class TorchBackend(ProgramBackend):
         self.skeletons: dict[str, Skeleton] = {}
         self._is_warming_up = self._is_cut = False
         self._trials: dict[tuple[int, int], Trial] = {}
+        self._last_allowance: Allowance | None = None
         super().__init__(store, num_threads, trust_kernels=trust_kernels)
         used = {name for step in self.program.steps() for name in (*step.weights.values(), *step.constants.values())}
         weights = [self._tensors[name][1] for name in used]
@@ -152,7 +153,7 @@ class TorchBackend(ProgramBackend):
         torch.set_num_threads(self.num_threads)  # at every pass, because other code may have set it since
         state = super().begin(arrays, mask_BS, shape)
         if self.is_captured:
-            state.allowance = self._allowance(arrays, shape)
+            state.allowance = self._last_allowance = self._allowance(arrays, shape)
         return state
 
     def _allowance(self, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> Allowance:
@@ -178,6 +179,8 @@ class TorchBackend(ProgramBackend):
         finally:
             self._is_warming_up = False
         peak_bytes, trial = read_memory().peak_bytes, self._trials.get(shape, Trial(before.rss_bytes))
+        if self._last_allowance is not None:
+            trial = trial._replace(step_bytes=self._last_allowance.most_bytes)
         self._trials[shape] = trial._replace(peak_bytes=peak_bytes) if peak_bytes > before.peak_bytes else trial
 
     @property
@@ -260,21 +263,30 @@ class TorchBackend(ProgramBackend):
         return 5 * tokens * sizes["hidden_size"]  # `join-norm`: blocks, joined, residual, sum, normalisation
 
     def activation_bytes(self, num_rows: int, length: int) -> int:
-        """Return the bytes as other backends do, with weights of one captured step that are made of integers: as
-        floats, and the largest once more while it is rotated."""
+        """Return the bytes as other backends do, with weights of one captured step that are made of integers."""
+        return super().activation_bytes(num_rows, length) + self._widened_bytes()
+
+    def _widened_bytes(self) -> int:
+        """Return the bytes of the weights of one captured step that are made of integers: as floats, and the largest
+        once more while it is rotated."""
         most = 0
         for step in self.program.steps() if self.is_captured else ():
             ports = turned_of(self.program.kernels[step.kernel].attributes)
             sizes = [math.prod(self._tensors[step.weights[port]][1].shape) for port in ports]
             most = max(most, torch.float32.itemsize * (sum(sizes) + max(sizes, default=0)))
-        return super().activation_bytes(num_rows, length) + most
+        return most
 
     def returned_bytes(self, num_rows: int, length: int) -> int:
-        """Return the bytes of tensors. Captured programs: in proportion to their example."""
-        if self.is_captured:
-            scratch_bytes = self.num_threads * CAPTURED_SCRATCH_BYTES  # what the trial took of it is not known
-            return lived_bytes(self.program, num_rows, length) + scratch_bytes if self.is_measured else 0
-        return most_bytes(self, self.num_elements, num_rows, length)
+        """Return the bytes of tensors. Captured programs: as a trial has counted them, or in proportion to the example
+        where they depend on data."""
+        if not self.is_captured:
+            return most_bytes(self, self.num_elements, num_rows, length)
+        if not self.is_measured:
+            return 0
+        trial = self._trials.get((num_rows, length))
+        if trial is not None and math.isfinite(trial.step_bytes):
+            return self.state_bytes(num_rows, length) + int(trial.step_bytes) + self._widened_bytes()
+        return lived_bytes(self.program, num_rows, length) + self.num_threads * CAPTURED_SCRATCH_BYTES
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of a float mask for each pair of tokens, the most that attention expands it to."""
@@ -299,6 +311,8 @@ class Trial(NamedTuple):
 
     start_bytes: int
     peak_bytes: int | None = None
+    step_bytes: float = math.inf
+    """Bytes of values within the step that takes most, and of buffers of its operations; infinite: not known."""
 
     @property
     def most_bytes(self) -> int | None:

@@ -77,6 +77,8 @@ class Allowance:
             num_places, input_bytes = min(num_places, WARM_UP_PLACES), min(input_bytes, WARM_UP_BYTES)
         self._work = max(LEAST_WORK, WORK_FACTOR * num_places * weights[0])
         self._made_bytes = max(LEAST_BYTES, BYTES_FACTOR * (input_bytes + weights[1]))
+        self.most_bytes = 0.0
+        """Most bytes that a graph of this pass has taken beside what it reads; infinite if they depend on data."""
 
     def limit_of(self, read_bytes: int, weight_bytes: int) -> tuple[float, bool]:
         """Return the bytes of values that a graph may take, and whether it may take more once the inputs are there."""
@@ -93,6 +95,10 @@ class Allowance:
         if self._made_bytes < 0:
             raise TooLargeError("more memory than a pass with these inputs and weights may take")
 
+    def note(self, num_bytes: float) -> None:
+        """Note the bytes that a graph takes."""
+        self.most_bytes = max(self.most_bytes, num_bytes)
+
 
 class Known(NamedTuple):
     """Facts about a graph that its first run for a signature has shown."""
@@ -102,6 +108,8 @@ class Known(NamedTuple):
     """Bytes of its results."""
     borrowed: frozenset[int]
     """Indices of results that share memory with weights."""
+    most_bytes: float
+    """Most bytes that it takes at once beside what it reads; infinite if they depend on data."""
 
 
 class BoundedGraph:
@@ -130,6 +138,7 @@ class BoundedGraph:
         else:
             allowance.spend(known.work, known.made_bytes)
             results = self._graph(*given)
+        allowance.note(known.most_bytes)
         if not known.borrowed:
             return results
         return [each.clone() if i in known.borrowed else each for i, each in enumerate(results)]
@@ -153,7 +162,8 @@ class BoundedGraph:
         allowance.spend(0, made_bytes)
         held = set(map(storage_of, given[self._num_reads :]))
         borrowed = frozenset(i for i, each in enumerate(results) if storage_of(each) in held)
-        known = Known(meter.work, made_bytes, borrowed)
+        most_bytes = math.inf if meter.depends_on_data else meter.most_bytes + (made_bytes if borrowed else 0)
+        known = Known(meter.work, made_bytes, borrowed, most_bytes)
         if not meter.depends_on_data:
             if len(self._known) >= _MOST_SIGNATURES:
                 self._known.clear()
@@ -178,7 +188,7 @@ class _Meter:
     def __init__(self, given: Sequence[Tensor], limit_bytes: float, allowance: Allowance) -> None:
         self._given, self._holders = set(map(storage_of, given)), Counter[int]()
         self._limit_bytes, self._allowance = limit_bytes, allowance
-        self._live_bytes = self.work = 0
+        self._live_bytes = self.work = self.most_bytes = 0
         self.depends_on_data = False
 
     def call(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -200,6 +210,7 @@ class _Meter:
         for tensor in tensors_in(found):
             self._add(tensor)
         self._require(self._live_bytes)
+        self.most_bytes = max(self.most_bytes, self._live_bytes + cost.extra_bytes)
         return found
 
     def _spend(self, work: int) -> None:
