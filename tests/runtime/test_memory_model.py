@@ -224,6 +224,23 @@ def test_what_a_rehearsal_takes_counts_alone_where_it_shows_all(process, backend
     assert found == (REST, model.sweep_bytes(workload, taken))
 
 
+def test_what_an_earlier_rehearsal_took_counts_in_later_plans(process):
+    """A plan for several batches rehearses the shape again, when its code is in memory."""
+
+    model, workload = model_of(program_of(TEXTS, (BATCH, TOKENS)), Measured(), rows=ROW), Workload(1, MAX_LENGTH)
+
+    def activations(grown):
+        def warm_up(num_rows, length):
+            process.warm_up(num_rows, length)
+            process.resident = (50 << 20) + grown * (length == MAX_LENGTH) * num_rows
+
+        model.measure_footprint(warm_up, Workload(2, MAX_LENGTH), 1 << 40)  # another shape, which counts for itself
+        return model.measure_footprint(warm_up, workload, 1 << 40).activation_bytes
+
+    taken = [activations(grown) for grown in (5000, 96, 7000)]
+    assert taken == [model.sweep_bytes(workload, grown + 1000) for grown in (5000, 5000, 7000)]
+
+
 def test_a_workload_that_cannot_fit_is_not_rehearsed(process):
     model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
     model.measure_footprint(process.warm_up, Workload(2, MAX_LENGTH), 50 << 20)

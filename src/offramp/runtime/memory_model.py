@@ -5,7 +5,8 @@ Shapes: B rows, S tokens.
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, List, NamedTuple, Optional
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -57,6 +58,10 @@ class Footprint(NamedTuple):
 
     base_bytes: int
     activation_bytes: int
+
+
+_GROWN: WeakKeyDictionary[Backend, Dict[Tuple[int, int], int]] = WeakKeyDictionary()
+"""Backend -> shape of a trial -> most bytes that its trials have left in memory."""
 
 
 class MemoryModel:
@@ -173,12 +178,21 @@ class MemoryModel:
                 for _ in range(NUM_WARM_UPS):
                     warm_up(workload.num_rows, workload.length)
                     grown_bytes = max(grown_bytes, resident_bytes() - LEDGER.resident_bytes() - base_bytes)
-                activation_bytes = self._taken_bytes(workload, grown_bytes)
+                activation_bytes = self._taken_bytes(workload, self._most_grown(workload, grown_bytes))
             else:
                 activation_bytes = int(BULK_FACTOR * activation_bytes)
             last_bytes = resident_bytes()
         base_bytes += resident_bytes() + refault_bytes() - last_bytes + RUN_CODE_BYTES
         return Footprint(base_bytes, self.sweep_bytes(workload, activation_bytes) + encoding_bytes)
+
+    def _most_grown(self, workload: Workload, grown_bytes: int) -> int:
+        """Return the most that trials of this shape have left in memory, of this plan and of those before it.
+
+        A second trial finds code in the page cache that it does not touch again, and that passes bring back.
+        """
+        grown, shape = _GROWN.setdefault(self.backend, {}), (workload.num_rows, workload.length)
+        grown[shape] = max(grown.get(shape, 0), grown_bytes)
+        return grown[shape]
 
     def _taken_bytes(self, workload: Workload, grown_bytes: int) -> int:
         """Return the activations of a batch whose trial has left `grown_bytes` in memory.
