@@ -62,6 +62,9 @@ _MODULES: dict[str, Callable[[Mapping], nn.Module]] = {
     "up-int8": partial(Up, linear=NARROW), "down-int8": partial(Down, linear=NARROW),
 }  # fmt: skip
 """Template -> module that needs nothing but the attributes of the kernel."""
+_FUSED_BYTES = 640 << 10
+"""Bytes for each thread that fused attention takes while it runs: scores of 256 queries by 512 keys, and the results of
+as many queries for heads of 128, as float32."""
 
 
 class TorchBackend(ProgramBackend):
@@ -285,7 +288,8 @@ class TorchBackend(ProgramBackend):
             return 0
         trial = self._trials.get((num_rows, length))
         if trial is not None and math.isfinite(trial.step_bytes):
-            return self.state_bytes(num_rows, length) + int(trial.step_bytes) + self._widened_bytes()
+            thread_bytes = self.num_threads * _FUSED_BYTES
+            return self.state_bytes(num_rows, length) + int(trial.step_bytes) + self._widened_bytes() + thread_bytes
         return lived_bytes(self.program, num_rows, length) + self.num_threads * CAPTURED_SCRATCH_BYTES
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
