@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from offramp.backends.onnx import OnnxBackend
-from offramp.backends.onnx_session import reserve_arena
+from offramp.backends.onnx_session import arena_array, reserve_arena
 from offramp.backends.onnx_templates import graph_of
 from offramp.store import Store
 from offramp.store.exits import read_exits
@@ -116,7 +116,8 @@ def earlier(request, store, tmp_path):
 @pytest.fixture
 def loaded(monkeypatch):
     """The graphs of kernels that ONNX Runtime gets."""
-    reserve_arena(4)  # its graph is loaded once a process
+    reserve_arena(4)  # its two graphs are loaded once a process
+    arena_array(4)
     found, session = [], onnxruntime.InferenceSession
 
     def noting(graph, *rest, **options):
