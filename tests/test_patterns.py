@@ -76,7 +76,7 @@ def test_no_pattern_takes_the_square_of_a_text(found):
         for hostile in hostile_texts():
             begin = time.process_time()
             work(hostile if isinstance(text, str) else hostile.encode())
-            if time.process_time() - begin > MOST_SECONDS:
+            if time.process_time() - begin >= MOST_SECONDS:
                 slow.append((place, hostile[:9]))
                 break
     assert not slow

@@ -481,6 +481,19 @@ def test_the_most_that_a_graph_takes_at_once_is_noted(times):
     assert noted == [3 * X.nbytes] * times
 
 
+def test_copies_that_operations_write_to_are_among_what_a_graph_takes():
+    """The copy lives from the start, beside a value and its sum with itself, though it is written to at the end."""
+    calls = [
+        ("aten.neg.default", v("r0")),
+        ("aten.add.Tensor", v("n0"), v("n0")),
+        ("aten.add_.Tensor", v("r0"), v("n1")),
+    ]
+    made = allowance()
+    with torch.inference_mode():
+        (found,) = bounded(*calls)([X, W.clone()], made)
+    assert torch.equal(found, -X) and made.most_bytes == 3 * X.nbytes
+
+
 def test_bytes_that_depend_on_data_are_not_known(monkeypatch):
     monkeypatch.setattr(torch_limits, "depends_on_data", lambda *_: True)
     made = allowance()

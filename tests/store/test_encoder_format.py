@@ -68,7 +68,7 @@ def test_every_key_is_needed_and_no_other_is_known(tree):
 
 @pytest.mark.parametrize("extent", ["some", "all"])
 def test_every_value_may_be_wrong(tree, extent):
-    """Never another exception. `some`: each leaf gets a third of the wrong values."""
+    """Never another exception. `some`: each leaf gets a sixth of the wrong values."""
     taken = set()
     only_first_layer(tree)
     step = 6 if extent == "some" else 1

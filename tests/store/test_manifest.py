@@ -131,7 +131,7 @@ def leaves(tree):
 
 @pytest.mark.parametrize("extent", ["some", "all"])
 def test_every_value_may_be_wrong(tree, extent):
-    """Never another exception; what is taken says the same when written again. `some`: a third of the wrong values."""
+    """Never another exception; what is taken says the same when written again. `some`: a sixth of the wrong values."""
     taken = set()
     step = 6 if extent == "some" else 1
     for index, (container, key) in enumerate(list(leaves(tree))):

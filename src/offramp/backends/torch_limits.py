@@ -11,7 +11,7 @@ What a graph may take follows from its inputs and weights, and from the plan, ne
 import math
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -172,6 +172,7 @@ class BoundedGraph:
 
     def _run(self, given: Sequence[Tensor], meter: "_Meter") -> list[Tensor]:
         values = self._graph.start(given)
+        meter.add_copies(values.values())
         for index, node in enumerate(self._graph.nodes):
             values[node.name] = meter.call(node, filled(node.args, values), filled(node.kwargs, values))
             for ended in self._graph.last.get(index, ()):
@@ -212,6 +213,13 @@ class _Meter:
         self._require(self._live_bytes)
         self.most_bytes = max(self.most_bytes, self._live_bytes + cost.extra_bytes)
         return found
+
+    def add_copies(self, values: Iterable[Tensor]) -> None:
+        """Count those values before the first operation that are no inputs: copies, which operations write to."""
+        for tensor in values:
+            if storage_of(tensor) not in self._given:
+                self._add(tensor)
+        self._require(self._live_bytes)
 
     def _spend(self, work: int) -> None:
         self.work += work
